@@ -1,0 +1,160 @@
+"""The frontier: accuracy against the sound bound, one training run per row of dev/frontier.tsv.
+
+    make && python3 dev/frontier.py --list          what would be run, and what is there already
+    python3 dev/frontier.py [NAME ...]              run the missing rows (all, or those named)
+    python3 dev/frontier.py --plot                  only draw dev/frontier.png (needs matplotlib)
+
+Runs are resumable: a row that stands in the table is not run again, and a run that was cut off goes on
+from its checkpoint in out/frontier/. Each takes about a quarter of an hour on two cores (8M tokens),
+the long ones an hour. Training needs only ./lipgpt; --data FILE takes another text.
+"""
+import argparse
+import csv
+import os
+import subprocess
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+TABLE = os.path.join(ROOT, "dev", "frontier.tsv")
+OUT = os.path.join(ROOT, "out", "frontier")
+COLUMNS = ("preset steps batch seed certificate paper_bound lower_bound full_loss full_accuracy "
+           "slice_loss slice_accuracy largest_activation seconds command").split()
+BUDGETS = (2, 5, 10, 30, 100, 300, 1000)
+SHORT = ["--steps", "2000", "--batch", "16"]  # 8.2M tokens
+LONG = ["--steps", "2000", "--batch", "64"]   # the paper's 33M
+
+# The run that the paper's headline most likely was: plain residual, no 1/3, and the learning-rate trick,
+# whose shares (METHOD, section 6) are no option of lipgpt: this line of model_plan is replaced.
+SHARE = "t->share = plan[t->kind].share;"
+TRICK = """t->share = t->kind == HEAD ? ends
+                   : t->kind == EMBED ? ends * pow(8, -c->blocks)
+                   : body / (6 * c->blocks) * pow(8, t->block + 1 - c->blocks) *
+                         (t->kind == IN || t->kind == OUT ? 1 : 0.5);"""
+
+
+def planned():
+    """Name -> (binary, arguments) of every row."""
+    runs = {}
+    for preset in ("tight", "paper"):
+        for budget in BUDGETS:
+            runs[f"{preset}-{budget}"] = ("lipgpt", ["--preset", preset, "--lipschitz", str(budget)] + SHORT)
+        runs[f"{preset}-free"] = ("lipgpt", ["--preset", preset, "--cap", "0"] + SHORT)
+    for budget in (10, 30, 100):
+        for seed in (0, 1, 2):
+            runs[f"tight-{budget}-long-{seed}"] = (
+                "lipgpt", ["--preset", "tight", "--lipschitz", str(budget), "--seed", str(seed)] + LONG)
+    for rate in (6, 10):
+        runs[f"headline-{rate}"] = ("build/lipgpt-headline", [
+            "--plain-residual", "1", "--attention-factor", "1", "--cap", "1.2", "--lr", str(rate)] + LONG)
+    return runs
+
+
+def build_headline():
+    source = open(os.path.join(ROOT, "lipgpt.c")).read()
+    if source.count(SHARE) != 1:
+        sys.exit("frontier: model_plan has changed; mend SHARE in dev/frontier.py")
+    os.makedirs(os.path.join(ROOT, "build"), exist_ok=True)
+    patched = os.path.join(ROOT, "build", "headline.c")
+    with open(patched, "w") as file:
+        file.write(source.replace(SHARE, TRICK))
+    subprocess.run(["cc", "-std=gnu11", "-O3", "-march=native", "-fopenmp", patched, "-o",
+                    os.path.join(ROOT, "build", "lipgpt-headline"), "-lm"], check=True)
+
+
+def read_rows():
+    if not os.path.exists(TABLE):
+        return []
+    with open(TABLE, newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def values(text):
+    """name -> value of the lines name<TAB>value."""
+    return dict(line.split("\t")[:2] for line in text.splitlines() if line.count("\t") == 1)
+
+
+def run(name, binary, arguments, data):
+    """Train, or go on, then certify; append the row."""
+    os.makedirs(OUT, exist_ok=True)
+    model, log = os.path.join(OUT, name + ".safetensors"), os.path.join(OUT, name + ".tsv")
+    program = os.path.join(ROOT, binary)
+    if binary != "lipgpt":
+        build_headline()
+    command = [program, "train", "--data", data, "--out", model, "--log", log, "--sample-every", "0"]
+    fresh = command + arguments
+    if os.path.exists(model) and not last_step(log, arguments):
+        fresh = [program, "train", "--resume", model, "--log", log]
+    print(name, " ".join(fresh), flush=True)
+    if not last_step(log, arguments):
+        subprocess.run(fresh, check=True)
+    certified = values(subprocess.run(
+        [program, "certify", "--model", model, "--data", data, "--windows", "1"], check=True,
+        capture_output=True, text=True).stdout)
+    with open(log) as file:
+        seconds = list(csv.DictReader(file, delimiter="\t"))[-1]["seconds"]
+    pick = dict(zip(arguments[::2], arguments[1::2]))
+    row = {"preset": name, "steps": pick["--steps"], "batch": pick["--batch"],
+           "seed": pick.get("--seed", "0"), "seconds": seconds,
+           "command": " ".join([os.path.join(".", binary), "train"] + arguments)}
+    row.update({key: certified[key] for key in COLUMNS if key in certified})
+    fresh_table = not os.path.exists(TABLE)
+    with open(TABLE, "a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, delimiter="\t", lineterminator="\n")
+        if fresh_table:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def last_step(log, arguments):
+    """Whether the log shows the run's last step."""
+    if not os.path.exists(log):
+        return False
+    with open(log) as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    return bool(rows) and rows[-1]["step"] == arguments[arguments.index("--steps") + 1]
+
+
+def plot():
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    for family, marker in (("tight", "o"), ("paper", "s"), ("headline", "^")):
+        rows = [row for row in read_rows() if row["preset"].startswith(family)]
+        rows = [(float(row["certificate"]), 100 * float(row["full_accuracy"])) for row in rows
+                if not row["certificate"].startswith("10^")]
+        if rows:
+            axes.semilogx(*zip(*sorted(rows)), marker, label=family)
+    axes.set_xlim(1, 3000)
+    axes.set_xlabel("sound Lipschitz bound, embeddings to logits")
+    axes.set_ylabel("accuracy on the full validation split, %")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(os.path.join(ROOT, "dev", "frontier.png"), dpi=120)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--plot", action="store_true")
+    parser.add_argument("--data", default=os.path.join(ROOT, "data", "tinyshakespeare.txt"))
+    options = parser.parse_args()
+    runs, done = planned(), {row["preset"] for row in read_rows()}
+    unknown = [name for name in options.names if name not in runs]
+    if unknown:
+        sys.exit(f"frontier: no run is called {unknown[0]}; see --list")
+    if options.list:
+        for name, (binary, arguments) in runs.items():
+            print("done   " if name in done else "missing", name, binary, " ".join(arguments))
+        return
+    if not options.plot:
+        for name in options.names or runs:
+            if name not in done:
+                run(name, *runs[name], options.data)
+    plot()
+
+
+if __name__ == "__main__":
+    main()
