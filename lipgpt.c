@@ -237,10 +237,10 @@ static void matmul(Mat c, Mat a, Mat b, float scale, int add, Triangle triangle)
 typedef enum { GELU, ABS, MAXMIN } Activation;
 
 // rms: root mean square of n numbers, in double: the unit of every activation.
-static double rms(const float *x, int n) {
+static double rms(const float *x, size_t n) {
     double sum = 0;
-    for (int i = 0; i < n; i++) sum += square((double)x[i]);
-    return sqrt(sum / n);
+    for (size_t i = 0; i < n; i++) sum += square((double)x[i]);
+    return sqrt(sum / (double)n);
 }
 
 // fast_exp: e^x with relative error below 1e-7 on [-87, 88], clamped outside; NaN stays NaN. Only
@@ -779,7 +779,7 @@ static void odd_polynomial(Scratch *s, int n, int k, double c0, double c1, doubl
 static void orthogonalize(Scratch *s, int n, int k) {
     static const double c[6][3] = {{3955, -8306, 5008}, {3735, -6681, 3463}, {3799, -6499, 3211},
                                    {4019, -6385, 2906}, {2677, -3029, 1162}, {2172, -1833, 682}};
-    double frobenius = rms(s->x, n * k) * sqrt((double)n * k);
+    double frobenius = rms(s->x, (size_t)n * k) * sqrt((double)n * k);
     if (!(frobenius > 0)) return;
     for (size_t i = 0; i < (size_t)n * k; i++) s->x[i] = (float)((double)s->x[i] / frobenius);
     for (int i = 0; i < 6; i++)
@@ -1509,6 +1509,18 @@ static void check_writable(const char *path) {
         die("choose another place", "%s is not a regular file", path);
 }
 
+// check_distinct: that no file which is to be written is another one that is read or written.
+static void check_distinct(const char *const *paths, int count) {
+    struct stat a, b;
+    for (int i = 0; i < count; i++)
+        for (int j = 0; j < i; j++)
+            if (!strcmp(paths[i], paths[j]) ||
+                (stat(paths[i], &a) == 0 && stat(paths[j], &b) == 0 && a.st_ino == b.st_ino &&
+                 a.st_dev == b.st_dev))
+                die("give each file its own name", "%s and %s are one file, and one would "
+                    "overwrite the other", paths[j], paths[i]);
+}
+
 typedef struct { // a named tensor of a file: (rows, cols) numbers at bytes [begin, end) of the data
     char name[64];
     size_t rows, cols, begin, end;
@@ -1550,7 +1562,7 @@ static void save_tensors(const char *path, const char *metadata, Entry *entries,
 typedef struct {
     const char *path;
     unsigned char *bytes, *at, *end;
-    size_t size, data; // of the file; where its data starts
+    size_t size, data, colons; // of the file; where its data starts; as many as entries or more
     Entry *entries;
     char *(*metadata)[2]; // key and value
     int count, metadata_count;
@@ -1632,9 +1644,10 @@ static void parse_object(File *f, void (*parse)(File *, char *)) {
     do {
         char *name = parse_string(f);
         expect(f, ":", NULL);
-        if (parse == parse_entry && !strcmp(name, "__metadata__") && !f->metadata_count)
+        if (parse == parse_entry && !strcmp(name, "__metadata__") && !f->metadata) {
+            f->metadata = allocate(f->colons, sizeof *f->metadata);
             parse_object(f, parse_metadata);
-        else
+        } else
             parse(f, name);
     } while (next_is(f, ','));
     expect(f, "}", NULL);
@@ -1654,7 +1667,7 @@ static int by_name(const void *a, const void *b) {
 static File open_tensors(const char *path) {
     File f = {.path = path};
     uint64_t length = 0;
-    size_t colons = 1, position = 0; // every entry has a colon
+    size_t position = 0;
     f.bytes = read_file(path, &f.size, "give --model or --resume a checkpoint that lipgpt wrote");
     if (f.size < 8)
         die(REFETCH, "%s has %zu bytes, too few for a safetensors file", path, f.size);
@@ -1663,9 +1676,8 @@ static File open_tensors(const char *path) {
         die(REFETCH, "%s is not a safetensors file, or truncated: a header of %llu bytes in a file "
             "of %zu", path, (unsigned long long)length, f.size);
     f.data = 8 + (size_t)length, f.at = f.bytes + 8, f.end = f.bytes + f.data;
-    for (unsigned char *p = f.at; p < f.end; p++) colons += *p == ':';
-    f.entries = allocate(colons, sizeof(Entry));
-    f.metadata = allocate(colons, sizeof *f.metadata);
+    for (unsigned char *p = f.at; p < f.end; p++) f.colons += *p == ':';
+    f.entries = allocate(f.colons, sizeof(Entry));
     parse_object(&f, parse_entry);
     if (next_is(&f, -1) || f.at != f.end)
         die(REFETCH, "%s: the header goes on after its JSON, at byte %td", path, f.at - f.bytes);
@@ -1906,13 +1918,17 @@ static Score evaluate_slice(const Run *r) {
     return evaluate(r, 1, count <= T ? 1 : count - T < 1280 ? (int)(count - T) : 1280, NULL);
 }
 
-// show_bound: a bound from its log10, also when it is too large for a double.
+// show_bound: a bound from its log10, also when it is too large for a double; never rounded down.
+static double rounded_up(double x, double digits) { return ceil(x * digits) / digits; }
 static const char *show_bound(double log10_bound) {
     static char texts[4][32];
     static int next;
     char *text = texts[next++ % 4];
-    snprintf(text, sizeof texts[0], log10_bound < 300 ? "%.6g" : "10^%.4f",
-             log10_bound < 300 ? pow(10, log10_bound) : log10_bound);
+    double bound = pow(10, smaller(log10_bound, 300));
+    snprintf(text, sizeof texts[0], "%.6g", bound);
+    if (strtod(text, NULL) < bound) snprintf(text, sizeof texts[0], "%.6g", bound * (1 + 5e-6));
+    if (!(log10_bound < 300))
+        snprintf(text, sizeof texts[0], "10^%.4f", rounded_up(log10_bound, 1e4));
     return text;
 }
 
@@ -1940,8 +1956,10 @@ static void print_results(const Run *r, bool with_data, double *seen) {
         printf("largest_activation\t%.4g\n", full.largest);
     }
     double sound = c->log10_sound, paper = c->log10_paper;
-    printf("certificate\t%s\ncertificate_log10\t%.6f\n", show_bound(sound), sound);
-    printf("paper_bound\t%s\npaper_bound_log10\t%.6f\n", show_bound(paper), paper);
+    printf("certificate\t%s\ncertificate_log10\t%.6f\n", show_bound(sound),
+           rounded_up(sound, 1e6));
+    printf("paper_bound\t%s\npaper_bound_log10\t%.6f\n", show_bound(paper),
+           rounded_up(paper, 1e6));
     if (!is_constrained(&r->m->config) || largest_over_cap(r, true) > 1 + 2 * ROUNDING)
         printf("note\tnot constrained: this is a measurement of these weights, not a guarantee\n");
 }
@@ -2032,14 +2050,17 @@ static void train_step(Run *r) {
 static FILE *open_log(const char *path, int resumed_step) {
     char line[1024], temporary[FILE_SIZE];
     snprintf(temporary, sizeof temporary, "%s.tmp", path);
-    FILE *old = resumed_step ? fopen(path, "r") : NULL, *log = open_file(temporary);
+    FILE *old = resumed_step ? fopen(path, "r") : NULL;
+    if (!old && resumed_step && errno != ENOENT)
+        die("give another --log", "cannot read %s to go on with it: %s", path, strerror(errno));
+    FILE *log = open_file(temporary);
     fputs("step\ttokens\ttrain_loss\tfull_loss\tfull_accuracy\tcertificate\tpaper_bound\t"
           "largest_activation\tlargest_norm_over_cap\tlr\tseconds\tcertificate_over_budget\n", log);
     while (old && fgets(line, sizeof line, old))
         if (isdigit((unsigned char)*line) && atoi(line) <= resumed_step && strchr(line, '\n'))
             fputs(line, log);
     if (old) fclose(old);
-    if (fflush(log) != 0 || rename(temporary, path) != 0)
+    if (fflush(log) != 0 || ferror(log) || rename(temporary, path) != 0)
         die("make room on the disk, or choose another --log", "cannot write %s: %s", path,
             strerror(errno));
     return log; // still open under its new name
@@ -2106,7 +2127,11 @@ static Run start(Config *c) {
     if (c->stop && progress.step >= c->stop)
         die_usage("give a later --stop", "%s is at step %d, --stop is %d", c->resume, progress.step,
                   c->stop);
-    return run_create(m, data, progress);
+    Run r = run_create(m, data, progress);
+    if (*c->resume) certify(m, &r.norms, &r.certificate);
+    if (*c->resume && largest_over_cap(&r, true) > 1 + 2 * ROUNDING)
+        die(REFETCH, "%s: a norm is %.6g times its cap", c->resume, largest_over_cap(&r, true));
+    return r;
 }
 
 static volatile sig_atomic_t interrupted;
@@ -2119,6 +2144,7 @@ static int command_train(Config *settings) {
     action.sa_flags = SA_RESTART | (int)SA_RESETHAND;
     char path[PATH_SIZE + 8];
     snprintf(path, sizeof path, "%s.txt", c->out);
+    check_distinct((const char *const[]){c->data, c->out, path, c->log}, 4);
     check_writable(c->out), check_writable(path), check_writable(c->log); // not after hours
     FILE *log = open_log(c->log, r.first);
     fprintf(stderr, "%zu parameters, %d threads, %d lanes; %s: %zu tokens, vocabulary %d\n",
@@ -2140,7 +2166,7 @@ static int command_train(Config *settings) {
         FILE *sample = open_file(path);
         print_results(&r, true, NULL);
         write_sample(sample, &r, c, "");
-        if (fclose(sample) != 0)
+        if (ferror(sample) | fclose(sample))
             die("make room on the disk", "cannot write %s: %s", path, strerror(errno));
         printf("checkpoint\t%s\nsample\t%s\nlog\t%s\n", c->out, path, c->log);
     } else
@@ -2261,6 +2287,8 @@ static int command_certify(Config *settings) {
     Progress progress;
     Model *m = checkpoint_load(settings->model, false, &data, &progress);
     bool with_data = *settings->data;
+    check_distinct((const char *const[]){settings->pair, settings->model}, 2);
+    check_distinct((const char *const[]){settings->pair, settings->data}, *settings->data ? 2 : 1);
     if (with_data) data = load_data(settings->data, m->config.context, &data);
     Run r = run_create(m, data, progress);
     double *seen = doubles(2 * (size_t)m->config.blocks + 1);
@@ -2457,6 +2485,7 @@ static _Noreturn void usage(int status) {
             if (o->commands & commands[k].command)
                 fprintf(file, "  --%-17s %s [%s]\n", o->name, o->help, o->initial);
     }
+    if (fflush(file) != 0) status = 1;
     exit(status);
 }
 

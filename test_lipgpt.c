@@ -1889,6 +1889,20 @@ static void test_certified_predictions(void) {
 // The program from outside: command line, text, files, training, resuming, hostile checkpoints.
 // Each test runs the real binary, in a temporary directory. Nothing here depends on precision.
 
+// What is printed of a bound is a bound, too.
+static void test_show_bound(void) {
+    Rng rng = {1};
+    for (int i = 0; i < 2000; i++) {
+        double x = i < 100 ? i / 10.0 : 20 * rng_uniform(&rng) - 5, printed = atof(show_bound(x));
+        check(printed >= pow(10, x), "10^%.17g is printed as %s", x, show_bound(x));
+        at_most(printed / pow(10, x) - 1, 1.1e-5, "printed bound, relative");
+        check(rounded_up(x, 1e6) >= x && rounded_up(x, 1e6) < x + 1.1e-6, "log10 %.17g", x);
+    }
+    check(!strcmp(show_bound(0), "1") && !strcmp(show_bound(2), "100"), "exact bounds are exact");
+    check(!strcmp(show_bound(310.00001), "10^310.0001"), "10^310.00001: %s", show_bound(310.00001));
+    check(!strcmp(show_bound(INFINITY), "10^inf"), "an infinite bound: %s", show_bound(INFINITY));
+}
+
 #ifndef TEST_DOUBLE
 
 static const char *binary = "./lipgpt";
@@ -2448,6 +2462,43 @@ static void test_cli_unwritable(void) {
           "a .tmp was left behind");
 }
 
+// Two files under one name would cost the user one of them; an old log that cannot be read, too.
+static void test_cli_one_file_twice(void) {
+    size_t before = 0, after = 0;
+    char *text = cli_read("text", &before);
+    cli_good(cli_run("train --data text " CLI_NET "--steps 2 --out twice.st --log twice"));
+    check(link("text", "alias") == 0 && mkdir("twice.d", 0777) == 0, "no alias, no directory");
+    cli_refuses(1, "one file", "train --data text " CLI_NET "--steps 2 --out text");
+    cli_refuses(1, "one file", "train --data text " CLI_NET "--steps 2 --out alias");
+    cli_refuses(1, "one file", "train --data text " CLI_NET "--steps 2 --log text");
+    cli_refuses(1, "one file", "train --data text " CLI_NET "--steps 2 --out a.st --log a.st");
+    cli_refuses(1, "one file", "train --data text " CLI_NET "--steps 2 --out a.st --log a.st.txt");
+    cli_refuses(1, "one file", "certify --model twice.st --search-steps 1 --pair twice.st");
+    cli_refuses(1, "one file", "certify --model twice.st --data text --pair text --search-steps 1");
+    char *same = cli_read("text", &after);
+    check(text && same && before == after && !memcmp(text, same, before), "the text was lost");
+    cli_good(cli_run("train --data text " CLI_NET "--steps 4 --stop 2 --out twice.st --log twice"));
+    cli_refuses(1, "twice.d", "train --resume twice.st --log twice.d");
+    free(text), free(same);
+}
+
+// Weights outside of their caps are not trained on: no certificate would hold, and the soft cap
+// diverges far outside.
+static void test_cli_outside_caps(void) {
+    cli_good(cli_run("train --data text " CLI_NET "--steps 4 --stop 2 --cap 1 --out caps.st"));
+    size_t size = 0;
+    char *bytes = cli_read("caps.st", &size);
+    uint64_t header = 0;
+    if (bytes) memcpy(&header, bytes, 8);
+    float *values = bytes ? (float *)(void *)(bytes + 8 + header) : NULL;
+    for (int i = 0; values && i < 1000; i++) values[i] *= 3;
+    if (values) cli_write("caps.st", bytes, size);
+    cli_refuses(1, "times its cap", "train --resume caps.st --log caps");
+    cli_good(cli_run("certify --model caps.st --search-steps 0")); // measuring them is fine
+    check(strstr(cli_out, "not constrained") != NULL, "no note on weights outside their caps");
+    free(bytes);
+}
+
 // A full disk: the old checkpoint stays whole, and results that could not be written are a failure.
 static void test_cli_full_disk(void) {
     cli_good(cli_run("train --data text " CLI_NET "--steps 2 --out f.st"));
@@ -2575,6 +2626,7 @@ static void test_cli_lies(void) {
          "\"embedding.weight\":", "tensors"},
         {"},\"embedding.weight\":", "},\"__metadata__\":{},\"embedding.weight\":",
          "expected \"dtype"},
+        {"{\"__metadata__\":", "{\"__metadata__\":{},\"__metadata__\":", "JSON"},
         {"\"width\":\"2\"", "\"width\":\"2\",\"width\":\"2\"", "width"},
         {"\"width\":\"2\"", "\"width\":2", "JSON"}, {"\"width\":\"2\",", "", "width is missing"},
         {"\"width\":\"2\"", "\"width\":\"1e9\"", "width"}, {"\"width\":\"2\"", "\"width\":\"nan\"",
@@ -2691,6 +2743,7 @@ static void test_cli(void) {
     test_cli_arguments(), test_cli_smallest_budget(), test_cli_data(), test_cli_outputs();
     test_cli_sample(), test_cli_resume(), test_cli_interrupt(), test_cli_options();
     test_cli_budgets(), test_cli_divergence(), test_cli_unwritable(), test_cli_full_disk();
+    test_cli_one_file_twice(), test_cli_outside_caps();
     cli_tiny_model();
     if (cli_model && cli_header > 0)
         test_cli_truncated(), test_cli_lies(), test_cli_not_finite(), test_cli_fuzz();
@@ -2730,6 +2783,7 @@ int main(int argc, char **argv) {
         {"budget", test_budget},
         {"budget after every step", test_budget_after_every_step},
         {"certified predictions", test_certified_predictions},
+        {"show bound", test_show_bound},
     };
     verbose = getenv("VERBOSE") != NULL;
     Config c = tiny(PAPER);
