@@ -73,6 +73,14 @@ _Noreturn static void fail(int status, const char *hint, const char *format, ...
 #define die(...) fail(1, __VA_ARGS__)
 #define die_usage(...) fail(2, __VA_ARGS__)
 
+// Two requests to the compiler: constant arguments shape the code; and no loop is left.
+#define INLINE static inline __attribute__((always_inline))
+#ifdef __clang__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
 // allocate: count zeroed elements, or death.
 static void *allocate(size_t count, size_t size) {
     void *memory = calloc(count ? count : 1, size);
@@ -87,6 +95,8 @@ static double *doubles(size_t count) { return allocate(count, sizeof(double)); }
 static double square(double x) { return x * x; }
 static double larger(double a, double b) { return a > b ? a : b; }
 static double smaller(double a, double b) { return a < b ? a : b; }
+
+static int least(int a, int b) { return a < b ? a : b; }
 
 static double seconds(void) {
     struct timespec now;
@@ -135,17 +145,8 @@ enum { VEC_BYTES = 16, MR = 8, VECS = 3 };
 enum { VEC_BYTES = 16, MR = 4, VECS = 2 };
 #endif
 enum { WIDTH = VEC_BYTES / sizeof(float), NR = VECS * WIDTH, KC = 256, NC = 512 / NR * NR };
-typedef float Vec __attribute__((vector_size(VEC_BYTES), aligned(sizeof(float)), may_alias));
-typedef float Four
-    __attribute__((vector_size(sizeof(float[4])), aligned(sizeof(float)), may_alias));
-#define INLINE static inline __attribute__((always_inline)) // constant arguments shape the code
-#ifdef __clang__
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
-
-INLINE int least(int a, int b) { return a < b ? a : b; }
+typedef float Vec __attribute__((vector_size(VEC_BYTES), aligned(4), may_alias));
+typedef float Four __attribute__((vector_size(4 * sizeof(float)), aligned(4), may_alias));
 INLINE Mat mat(float *p, int rows, int cols) { return (Mat){p, rows, cols, (size_t)cols, 1}; }
 INLINE Mat transposed(Mat a) { return (Mat){a.p, a.cols, a.rows, a.col, a.row}; }
 INLINE float *at(Mat a, int i, int j) { return a.p + (size_t)i * a.row + (size_t)j * a.col; }
