@@ -2,6 +2,7 @@
 
     make && python3 dev/frontier.py --list          what would be run, and what is there already
     python3 dev/frontier.py [NAME ...]              run the missing rows (all, or those named)
+    python3 dev/frontier.py --jobs 2 [NAME ...]     two at a time, each with half of the threads
     python3 dev/frontier.py --plot                  only draw dev/frontier.png (needs matplotlib)
 
 Runs are resumable: a row that stands in the table is not run again, and a run that was cut off goes on
@@ -9,6 +10,7 @@ from its checkpoint in out/frontier/. Each takes about a quarter of an hour on t
 the long ones an hour. Training needs only ./lipgpt; --data FILE takes another text.
 """
 import argparse
+import concurrent.futures
 import csv
 import os
 import subprocess
@@ -75,11 +77,8 @@ def values(text):
 
 def run(name, binary, arguments, data):
     """Train, or go on, then certify; append the row."""
-    os.makedirs(OUT, exist_ok=True)
     model, log = os.path.join(OUT, name + ".safetensors"), os.path.join(OUT, name + ".tsv")
     program = os.path.join(ROOT, binary)
-    if binary != "lipgpt":
-        build_headline()
     command = [program, "train", "--data", data, "--out", model, "--log", log, "--sample-every", "0"]
     fresh = command + arguments
     if os.path.exists(model) and not last_step(log, arguments):
@@ -139,6 +138,7 @@ def main():
     parser.add_argument("names", nargs="*")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--plot", action="store_true")
+    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--data", default=os.path.join(ROOT, "data", "tinyshakespeare.txt"))
     options = parser.parse_args()
     runs, done = planned(), {row["preset"] for row in read_rows()}
@@ -150,9 +150,15 @@ def main():
             print("done   " if name in done else "missing", name, binary, " ".join(arguments))
         return
     if not options.plot:
-        for name in options.names or runs:
-            if name not in done:
-                run(name, *runs[name], options.data)
+        missing = [name for name in options.names or runs if name not in done]
+        os.makedirs(OUT, exist_ok=True)
+        if any(runs[name][0] != "lipgpt" for name in missing):
+            build_headline()
+        if options.jobs > 1:
+            os.environ["OMP_NUM_THREADS"] = str(max(1, os.cpu_count() // options.jobs))
+        with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+            for done_run in [pool.submit(run, name, *runs[name], options.data) for name in missing]:
+                done_run.result()
     plot()
 
 
