@@ -743,21 +743,25 @@ static double sequence_loss(const Model *m, Workspace *s, const uint16_t *tokens
 
 typedef struct { float *x, *y, *gram, *gram2; } Scratch; // (n, k) twice, (n, n) twice
 
-// orient: out (n, k) = scale W or scale W^T, whichever is wide, from W (rows, cols); or back.
+// orient: out (n, k) = scale W or scale W^T, whichever is wide, from W (rows, cols); or back. A
+// cache line's worth of rows at a time, so that the transpose does not fetch a line per number.
 static void orient(float *out, float *W, int rows, int cols, float scale, bool back) {
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < cols; j++) {
-            float *x = &out[rows <= cols ? (size_t)i * cols + j : (size_t)j * rows + i];
-            float *w = &W[(size_t)i * cols + j];
-            *(back ? w : x) = scale * *(back ? x : w);
-        }
+    for (int first = 0; first < rows; first += 16)
+        for (int j = 0; j < cols; j++)
+            for (int i = first; i < least(first + 16, rows); i++) {
+                float *x = &out[rows <= cols ? (size_t)i * cols + j : (size_t)j * rows + i];
+                float *w = &W[(size_t)i * cols + j];
+                *(back ? w : x) = scale * *(back ? x : w);
+            }
 }
 
 // gram_of: g (n, n) = a a^T: half is computed, half mirrored.     a (n, k)
 static void gram_of(float *g, float *a, int n, int k) {
     matmul(mat(g, n, n), mat(a, n, k), transposed(mat(a, n, k)), 1, 0, LOWER_OUT);
-    for (int i = 0; i < n; i++)
-        for (int j = 0; j < i; j++) g[(size_t)j * n + i] = g[(size_t)i * n + j];
+    for (int first = 0; first < n; first += 16) // by the cache line, as above
+        for (int j = 0; j < n; j++)
+            for (int i = j > first ? j : first; i < least(first + 16, n); i++)
+                g[(size_t)j * n + i] = g[(size_t)i * n + j];
 }
 
 // odd_polynomial: X <- (c0 I + c1 X X^T + c2 (X X^T)^2) X, which maps every singular value x to
