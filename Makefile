@@ -32,7 +32,7 @@ CFLAGS ?= -O3
 PYTHON ?= python3
 TRAIN ?= --preset tight --lipschitz 100 --batch 16 --eval-every 200
 FLAGS = -std=c11 $(CFLAGS) $(ARCH) -ffp-contract=fast $(WARNINGS) $(OMP) $(SIMD)
-DEBUG = -std=c11 -O1 -g $(ARCH) $(WARNINGS) $(OMP) $(SIMD) $(SANITIZE) -DCHECK_EVERY_STEP
+DEBUG = -std=c11 -O1 -g $(ARCH) $(WARNINGS) -Wno-pass-failed $(OMP) $(SIMD) $(SANITIZE) -DCHECK_EVERY_STEP
 
 lipgpt: $(SOURCE)
 	$(CC) $(FLAGS) lipgpt.c -o $@ -lm
