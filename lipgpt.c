@@ -244,16 +244,21 @@ static double rms(const float *x, size_t n) {
     return sqrt(sum / (double)n);
 }
 
-// fast_exp: e^x with relative error below 1e-7 on [-87, 88], clamped outside; NaN stays NaN. Only
+// fast_exp: e^x with relative error below 1e-7 on [-87, 87], clamped outside; NaN stays NaN. Only
 // adds and multiplies, so that compilers turn a loop of it into vector code: x = n ln 2 + r, a
-// polynomial in r, and n added to the exponent bits. (The tests' double build takes libm's.)
+// polynomial in r, and n added to the exponent bits. The clamp compares |x| as an integer: of two
+// float comparisons gcc makes branches. (The tests' double build takes libm's.)
 static inline float fast_exp(float x) {
 #ifdef float
     return exp(x);
 #else
     const float shifter = 12582912; // 1.5 * 2^23: adding it rounds to an integer, in the low bits
-    x = x < -87 ? -87 : x;
-    x = x > 88 ? 88 : x;
+    const int32_t most = 0x42ae0000, infinity = 0x7f800000; // the bits of 87 and of infinity
+    int32_t sign, size;
+    memcpy(&sign, &x, sizeof sign);
+    size = sign & INT32_MAX, sign &= INT32_MIN;
+    size = sign | (size > most && size <= infinity ? most : size);
+    memcpy(&x, &size, sizeof x);
     float shifted = x * 1.44269504f + shifter, n = shifted - shifter;
     float r = x - n * 0.693359375f + n * 2.12194440e-4f; // ln 2 in two parts
     float p = 1 / 5040.0f;
@@ -269,8 +274,9 @@ static inline float fast_exp(float x) {
 }
 
 // largest_of: the largest of n numbers, or with sign -1 of their negatives. Sixteen partial
-// results, because compilers may not reorder a single one.
-static float largest_of(const float *x, size_t n, float sign) {
+// results, because compilers may not reorder a single one. (Not inline: around it, clang leaves
+// the loop of softmax scalar.)
+static __attribute__((noinline)) float largest_of(const float *x, size_t n, float sign) {
     float part[16], largest = sign * x[0];
     for (int l = 0; l < 16; l++) part[l] = largest;
     for (size_t i = 0; i + 16 <= n; i += 16)
