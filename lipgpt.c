@@ -492,12 +492,15 @@ typedef struct { // every setting of the program; section 11 gives names, defaul
     int width, heads, blocks, context, mlp_ratio, vocabulary;       // the network
     int activation, position_bias, bias, per_head, plain_residual;
     double residual, attention_factor, softmax_scale;
-    int steps, batch, lanes, seed;                                  // training
-    double lr, beta, mass, weight_decay, share_embed, share_head, share_bias;
+    int steps, batch, lanes, seed, optimizer, constraint;           // training
+    double beta2, spectral_decay, lr, beta, mass, weight_decay, share_embed, share_head, share_bias;
     double cap, cap_qk, cap_v, cap_o, cap_in, cap_out, cap_head, cap_embed, cap_bias, lipschitz;
     int preset, eval_every, sample_every, stop, tokens, search_steps, windows; // the rest
     double temperature;
 } Config;
+
+typedef enum { MUON, ADAMW } Optimizer;
+typedef enum { SOFT, HARD, NORMALIZE, STIEFEL, HAMMER, DECAY } Constraint; // the first four hold
 
 // The tensors of a model, in the order in which they stand in memory. A tensor that the settings do
 // not ask for has no rows.
@@ -520,7 +523,7 @@ typedef struct {
     int count;
     Tensor *tensors;
     size_t size;               // of all tensors together
-    float *weights, *momentum;
+    float *weights, *momentum, *second; // second: only for AdamW, else NULL
     float *angles;             // rope's table, (context, dh/2, 2)
 } Model;
 
@@ -589,6 +592,7 @@ static Model *model_create(const Config *c) {
     m->config = *c;
     model_plan(m);
     m->weights = floats(m->size), m->momentum = floats(m->size);
+    m->second = c->optimizer == ADAMW ? floats(m->size) : NULL;
     size_t half = (size_t)(c->width / c->heads / 2), n = (size_t)c->context * half;
     m->angles = floats(2 * n);
     for (size_t i = 0; i < n; i++) {
@@ -599,7 +603,8 @@ static Model *model_create(const Config *c) {
 }
 
 static void model_free(Model *m) {
-    free(m->tensors), free(m->weights), free(m->momentum), free(m->angles), free(m);
+    free(m->tensors), free(m->weights), free(m->momentum), free(m->second), free(m->angles);
+    free(m);
 }
 
 // Workspace: what one sequence needs, forward and backward. One per thread, so memory does not grow
@@ -662,7 +667,7 @@ static void config_check(const Config *c, int status) {
     Model m = {.config = *c};
     Workspace s = {.blocks = allocate((size_t)c->blocks, sizeof(BlockState))};
     model_plan(&m);
-    double need = (double)m.size * (2 + least(c->lanes, c->batch)) +
+    double need = (double)m.size * (c->optimizer + 2 + least(c->lanes, c->batch)) +
                   (double)workspace_layout(&s, c, NULL) * omp_get_max_threads() +
                   (double)c->context * c->width / c->heads;
     free(m.tensors), free(s.blocks);
@@ -742,10 +747,11 @@ static double sequence_loss(const Model *m, Workspace *s, const uint16_t *tokens
 }
 
 // ---------------------------------------------------------------------------------------------
-// 5. Muon: momentum, made orthogonal. The update of a matrix is the direction that gains most among
-// all of the same RMS->RMS norm: singular values are replaced by 1, so the size of a step does not
-// depend on the gradient's. Here and in section 6 all work is on X = W / sqrt(fan_out/fan_in), (n,
-// k) with n <= k: the wide one of W and its transpose, whose singular values are RMS->RMS norms.
+// 5. Muon: momentum, made orthogonal (and AdamW). The update of a matrix is the direction that
+// gains most among all of the same RMS->RMS norm: singular values are replaced by 1, so the size of
+// a step does not depend on the gradient's. Here and in section 6 all work is on X = W /
+// sqrt(fan_out/fan_in), (n, k) with n <= k: the wide one of W and its transpose, whose singular
+// values are RMS->RMS norms.
 
 typedef struct { float *x, *y, *gram, *gram2; } Scratch; // (n, k) twice, (n, n) twice
 
@@ -814,8 +820,21 @@ static void update_rows(const Tensor *t, float *w, const float *m, double u) {
     }
 }
 
+// adamw: v is the running mean of g^2; every number decays by lambda eta, then moves by eta m /
+// sqrt(v) (paper: no bias correction, all weights alike). Only afterwards is the norm of such a
+// step known: the caps must measure it.
+static void adamw(const Config *c, float *w, const float *m, float *v, const float *g, size_t n,
+                  double eta) {
+    float decay = (float)larger(0, 1 - c->weight_decay * eta);
+    for (size_t i = 0; i < n; i++) {
+        v[i] = (float)c->beta2 * v[i] + (float)(1 - c->beta2) * g[i] * g[i];
+        w[i] = decay * w[i] - (float)(eta * (double)m[i] / (sqrt((double)v[i]) + 1e-8));
+    }
+}
+
 // ---------------------------------------------------------------------------------------------
-// 6. Caps: after every step each weight is put back into its ball, |W| <= w.
+// 6. Caps: after every step each weight is put back into its ball, |W| <= w. The soft cap is the
+// paper's best; its other constraints (paper, section on weight constraints) follow it.
 
 // The float error that a step may add to a norm, relative. The coupling absorbs it. Tested, not
 // proved: only "never above the budget" leans on it; the printed certificate measures the weights
@@ -849,26 +868,94 @@ static void soft_cap(Scratch *s, int n, int k, double top, double cap) {
     }
 }
 
-// update_matrix: one step for one matrix W (rows, cols) with momentum m: decay, the orthogonal
-// update of norm u, the cap. k = w (1 - lambda u) + u is the largest norm a step can produce. With
-// random > 0 W is made instead: orthogonal, of that norm, from random numbers in m. (Two passes
-// then: one would leave the smallest singular values of a random square matrix behind.)
-static void update_matrix(float *W, float *m, int rows, int cols, double u, double cap,
-                          double weight_decay, double random) {
+// hard_cap: singular values <- min(x, w), by min(w, x) = (w + x - |w - x|) / 2 and matrix products
+// only: with the matrix sign O = U V^T of X and S, that of the symmetric w I - O X^T,
+//   X <- (w O + X - S (w O - X)) / 2.
+// The sign takes two rounds of orthogonalize, for values far below the largest, and two of x <-
+// (3 x - x^3) / 2, which squares what is left of the error. (The paper's code has a fixed
+// polynomial instead, whose slope 0.951 at 0 shrinks every weight at every step.)
+static void matrix_sign(Scratch *s, int n, int k) {
+    for (int i = 0; i < 2; i++) orthogonalize(s, n, k);
+    for (int i = 0; i < 2; i++) odd_polynomial(s, n, k, 1.5, -0.5, 0);
+}
+
+static void hard_cap(Scratch *s, int n, int k, double cap) {
+    size_t nk = (size_t)n * k;
+    float *x = floats(2 * nk), *o = memcpy(x, s->x, nk * sizeof(float));
+    o += nk;
+    matrix_sign(s, n, k);
+    memcpy(o, s->x, nk * sizeof(float));
+    matmul(mat(s->x, n, n), mat(o, n, k), transposed(mat(x, n, k)), -1, 0, FULL);
+    for (int i = 0; i < n; i++) s->x[(size_t)i * (n + 1)] += (float)cap;
+    matrix_sign(s, n, n);
+    for (size_t i = 0; i < nk; i++) {
+        float half = (float)cap * o[i] / 2, x_half = x[i] / 2;
+        o[i] = half - x_half, x[i] = half + x_half;
+    }
+    matmul(mat(x, n, k), mat(s->x, n, n), mat(o, n, k), -1, 1, FULL);
+    memcpy(s->x, x, nk * sizeof(float));
+    free(x);
+}
+
+typedef struct { double lower, upper; } Bracket; // lower <= truth <= upper
+static Bracket spectral_norm(const float *W, int rows, int cols, float *direction); // section 7
+
+static void scale_by(float *x, size_t n, double factor) {
+    for (size_t i = 0; i < n; i++) x[i] = (float)(factor * (double)x[i]);
+}
+
+// add_top: X += factor sigma_1 u_1 v_1^T, given u (n), as sigma_1 v_1 = X^T u_1.
+static void add_top(Scratch *s, int n, int k, const float *u, double factor) {
+    for (int j = 0; j < k; j++) {
+        double dot = 0;
+        for (int i = 0; i < n; i++) dot += (double)u[i] * (double)s->x[(size_t)i * k + j];
+        for (int i = 0; i < n; i++) s->x[(size_t)i * k + j] += (float)(factor * dot * (double)u[i]);
+    }
+}
+
+// constrain: s->x after a step, back under its cap. `top` is the most its norm can be, infinity
+// where only measuring can tell. Hammer sets the top singular value to w (made for AdamW, whose
+// steps are of low rank), spectral decay takes a share of it: both leave the second one alone, and
+// guarantee nothing. Normalizing needs a bound from above: with power iteration the paper's norms
+// pass their caps by a tenth.
+static void constrain(Scratch *s, int n, int k, const Config *c, double top, double cap) {
+    Constraint kind = (Constraint)c->constraint;
+    size_t nk = (size_t)n * k;
+    if (kind == SOFT && top < INFINITY) soft_cap(s, n, k, top, cap);
+    if (kind == STIEFEL) orthogonalize(s, n, k), scale_by(s->x, nk, cap);
+    if (kind == STIEFEL || (kind == SOFT && top < INFINITY)) return;
+    if (kind == HARD) hard_cap(s, n, k, cap);
+    float *u = s->gram2;
+    Bracket norm = spectral_norm(s->x, n, k, u);
+    if (!(norm.lower > 0 && norm.upper < INFINITY)) return; // zero; or check_finite will say it
+    if (kind == SOFT) soft_cap(s, n, k, norm.upper, cap);
+    if ((kind == HARD || kind == NORMALIZE) && norm.upper > cap)
+        scale_by(s->x, nk, cap / norm.upper); // hard: what rounding left above
+    if (kind == HAMMER) add_top(s, n, k, u, cap / norm.lower - 1);
+    if (kind == DECAY) add_top(s, n, k, u, -c->spectral_decay);
+}
+
+// update_matrix: one step for one matrix W (rows, cols). Muon, with momentum m: decay, the
+// orthogonal update of norm u, the cap; w (1 - lambda u) + u is the largest norm that a step can
+// produce. AdamW: the cap only. With random > 0 W is made instead: orthogonal, of that norm, from
+// random numbers in m. (Two passes then: one would leave the smallest singular values of a random
+// square matrix behind.)
+static void update_matrix(const Config *c, float *W, float *m, int rows, int cols, double u,
+                          double cap, double random) {
     int n = least(rows, cols), k = rows + cols - n;
     size_t nk = (size_t)n * k, nn = (size_t)n * n;
-    double unit = sqrt((double)rows / cols), decay = larger(0, 1 - weight_decay * u);
+    double unit = sqrt((double)rows / cols), decay = larger(0, 1 - c->weight_decay * u);
+    bool muon = c->optimizer == MUON;
     float *memory = floats(2 * (nk + nn));
     Scratch s = {memory, memory + nk, memory + 2 * nk, memory + 2 * nk + nn};
-    orient(s.x, m, rows, cols, 1, false);
-    orthogonalize(&s, n, k);
+    if (muon || random > 0) orient(s.x, m, rows, cols, 1, false), orthogonalize(&s, n, k);
     if (random > 0) {
         orthogonalize(&s, n, k);
         orient(s.x, W, rows, cols, (float)(random * unit), true);
     } else {
-        orient(s.y, W, rows, cols, (float)(decay / unit), false);
-        for (size_t i = 0; i < nk; i++) s.x[i] = s.y[i] - (float)u * s.x[i];
-        if (cap > 0) soft_cap(&s, n, k, cap * decay + u, cap);
+        orient(muon ? s.y : s.x, W, rows, cols, (float)(decay / unit), false);
+        for (size_t i = 0; i < nk && muon; i++) s.x[i] = s.y[i] - (float)u * s.x[i];
+        if (cap > 0) constrain(&s, n, k, c, muon ? cap * decay + u : INFINITY, cap);
         orient(s.x, W, rows, cols, (float)unit, true);
     }
     free(memory);
@@ -903,11 +990,12 @@ static void optimizer_step(Model *m, const float *gradient, double eta) {
         float *w = m->weights + start, *momentum = m->momentum + start;
         for (size_t j = 0; j < size; j++)
             momentum[j] = (float)c->beta * momentum[j] + (float)(1 - c->beta) * gradient[start + j];
-        if (is_matrix(t->kind))
-            update_matrix(w, momentum, t->rows / t->parts, t->cols, eta * t->share, t->cap,
-                          c->weight_decay, 0);
-        else
-            update_rows(t, w, momentum, eta * t->share);
+        double u = c->optimizer == MUON ? eta * t->share : 0;
+        if (c->optimizer == ADAMW)
+            adamw(c, w, momentum, m->second + start, gradient + start, size, eta);
+        if (!is_matrix(t->kind)) update_rows(t, w, momentum, u);
+        else if (c->optimizer == MUON || t->cap > 0)
+            update_matrix(c, w, momentum, t->rows / t->parts, t->cols, u, t->cap, 0);
     }
     free(tasks);
 }
@@ -935,7 +1023,7 @@ static void model_init(Model *m, Rng *rng) {
         if (t->kind > VALUE && t->kind != IN) continue;
         for (size_t j = 0; j < t->size; j++) w[j] = (float)rng_normal(rng);
         for (int p = 0; t->kind != EMBED && p < t->parts; p++, w += (size_t)rows * cols)
-            update_matrix(w, w, rows, cols, 0, 0, 0, norm);
+            update_matrix(&m->config, w, w, rows, cols, 0, 0, norm);
         for (int r = 0; t->kind == EMBED && r < rows; r++, w += cols) {
             float scale = (float)(norm / rms(w, cols));
             for (int j = 0; j < cols; j++) w[j] *= scale;
@@ -965,8 +1053,6 @@ static void model_init(Model *m, Rng *rng) {
 //
 // Rounding: everything is in double. A bound is inflated by more than the sum of its rounding
 // errors (GRAM_ERROR for norms, COMPOSE_ERROR for the composition); K is carried as log10.
-
-typedef struct { double lower, upper; } Bracket; // lower <= truth <= upper
 
 #ifdef __AVX512F__
 enum { WIDE = 8, TILE = 4 };
@@ -1015,13 +1101,14 @@ static double divide_by_norm(double *G, size_t n) {
 // |G|_F at every squaring, the collected scales bound sigma_max from *above*, within
 // n^(1/2^(GRAM_STEPS+2)): 0.04 % at n = 256. The iterated G is also a power iteration of
 // 2^GRAM_STEPS steps: any of its rows v gives the lower end |W^T v| / |v|, and the largest row is
-// nearly the top singular vector. GRAM_ERROR: a product of length k errs by at most k eps/2
-// |a|_F^2, which is at most n k eps/2 of sigma_max(a)^2; step i enters the result with weight 2^-i,
-// so sigma_max errs by less than n k eps: we take eight times that.
+// nearly the top singular vector, which `direction` (n) gets unless it is NULL. GRAM_ERROR: a
+// product of length k errs by at most k eps/2 |a|_F^2, which is at most n k eps/2 of
+// sigma_max(a)^2; step i enters the result with weight 2^-i, so sigma_max errs by less than n k
+// eps: we take eight times that.
 #define EPSILON 2.220446049250313e-16
 #define GRAM_STEPS 12
 #define GRAM_ERROR(n, k) (8 * ((k) + 64.0) * (n) * EPSILON)
-static Bracket spectral_norm(const float *W, int rows, int cols) {
+static Bracket spectral_norm(const float *W, int rows, int cols, float *direction) {
     int n = least(rows, cols), k = rows + cols - n;
     int wide_n = (n + WIDE - 1) / WIDE * WIDE, wide_k = (k + WIDE - 1) / WIDE * WIDE;
     size_t side = (size_t)n * wide_n, bytes = (2 * side + (size_t)n * wide_k) * sizeof(double);
@@ -1053,6 +1140,7 @@ static Bracket spectral_norm(const float *W, int rows, int cols) {
         for (int i = 0; i < n; i++) sum += a[(size_t)i * wide_k + j] * v[i];
         lower += square(sum);
     }
+    for (int i = 0; i < n && direction; i++) direction[i] = (float)(v[i] / sqrt(largest));
     double error = GRAM_ERROR(n, k);
     Bracket found = {sqrt(lower / largest) * (1 - error), exp(log_norm / 2) * (1 + error)};
     free(memory);
@@ -1074,7 +1162,7 @@ static Bracket part_norm(const Model *m, const Tensor *t, int slot) {
     int rows = slot ? t->rows / m->config.heads : t->rows;
     float *w = m->weights + t->offset + (slot ? (size_t)(slot - 1) * rows * t->cols : 0);
     double unit = sqrt((double)t->cols / rows), largest = 0;
-    Bracket b = is_matrix(t->kind) ? spectral_norm(w, rows, t->cols) : (Bracket){0, 0};
+    Bracket b = is_matrix(t->kind) ? spectral_norm(w, rows, t->cols, NULL) : (Bracket){0, 0};
     if (is_matrix(t->kind)) return (Bracket){b.lower * unit, b.upper * unit};
     for (int r = 0; r < rows; r++) {
         double norm = rms(w + (size_t)r * t->cols, t->cols);
@@ -1193,7 +1281,8 @@ static void certify(const Model *m, Norms *norms, Certificate *out) {
 // measurement of these weights (still sound), not a guarantee given by the settings.
 static bool is_constrained(const Config *c) {
     return c->cap_qk > 0 && c->cap_v > 0 && c->cap_o > 0 && c->cap_in > 0 && c->cap_out > 0 &&
-           c->cap_head > 0 && c->cap_embed > 0 && (!c->bias || c->cap_bias > 0);
+           c->cap_head > 0 && c->cap_embed > 0 && (!c->bias || c->cap_bias > 0) &&
+           c->constraint <= STIEFEL;
 }
 
 // scale_caps: the budget's one knob: scores, MLP and head times `factor`. W_v and W_o stay as they
@@ -1750,6 +1839,11 @@ typedef struct { int step; Rng rng; uint64_t fingerprint; } Progress; // what a 
 static void append_settings(Buffer *b, const Config *c); // both in section 11
 static void read_settings(const File *f, Config *c);
 
+static const char *const sets[] = {"", "momentum.", "second."}; // of tensors; the last for AdamW
+static float *set_of(const Model *m, int set) {
+    return set == 0 ? m->weights : set == 1 ? m->momentum : m->second;
+}
+
 // checkpoint_save: weights, momentum, settings, vocabulary, progress and certificate.
 static void checkpoint_save(const char *path, const Model *m, const Data *data, const Progress *p,
                             const Certificate *certificate) {
@@ -1765,14 +1859,14 @@ static void checkpoint_save(const char *path, const Model *m, const Data *data, 
     for (int i = 0; data->is_text && i < data->vocabulary; i++)
         append(&text, "%02x", data->symbols[i]);
     append(&text, "\"");
-    Entry *entries = allocate(2 * (size_t)m->count, sizeof *entries);
+    Entry *entries = allocate(3 * (size_t)m->count, sizeof *entries);
     int count = 0;
-    for (int i = 0; i < 2 * m->count; i++) {
+    for (int i = 0; i < (2 + m->config.optimizer) * m->count; i++) {
         const Tensor *t = &m->tensors[i % m->count];
         Entry *e = &entries[count];
-        snprintf(e->name, sizeof e->name, "%s%s", i < m->count ? "" : "momentum.", t->name);
+        snprintf(e->name, sizeof e->name, "%s%s", sets[i / m->count], t->name);
         e->rows = (size_t)t->rows, e->cols = (size_t)t->cols;
-        e->values = (i < m->count ? m->weights : m->momentum) + t->offset;
+        e->values = set_of(m, i / m->count) + t->offset;
         count += t->size > 0;
     }
     save_tensors(path, text.text, entries, count);
@@ -1807,17 +1901,15 @@ static Model *checkpoint_load(const char *path, bool to_train, Data *vocabulary,
     config_check(&c, 1);
     Model plan = {.config = c};
     model_plan(&plan), free(plan.tensors);
-    if (2 * plan.size * sizeof(float) != f.size - f.data)
+    size_t need = (size_t)(2 + c.optimizer) * plan.size * sizeof(float);
+    if (need != f.size - f.data)
         die(REFETCH, "%s has %zu bytes of data, its settings want %zu", path, f.size - f.data,
-            2 * plan.size * sizeof(float));
+            need);
     Model *m = model_create(&c);
     int wanted = 0;
     for (Tensor *t = m->tensors; t < m->tensors + m->count; t++)
-        if (t->size) {
-            fill(&f, "", t, m->weights + t->offset);
-            fill(&f, "momentum.", t, m->momentum + t->offset);
-            wanted += 2;
-        }
+        for (int set = 0; set < 2 + c.optimizer && t->size; set++, wanted++)
+            fill(&f, sets[set], t, set_of(m, set) + t->offset);
     if (wanted != f.count)
         die(REFETCH, "%s has %d tensors, the settings want %d", path, f.count, wanted);
     free(f.entries), free(f.metadata), free(f.bytes);
@@ -2021,7 +2113,7 @@ static void write_sample(FILE *file, const Run *r, const Config *settings, const
 static void check_step(Run *r) {
     certify(r->m, &r->norms, &r->certificate);
     double over = largest_over_cap(r, true), budget = r->m->config.lipschitz;
-    if (over > 1 + 2 * ROUNDING)
+    if (over > 1 + 2 * ROUNDING && r->m->config.constraint <= STIEFEL)
         die("report this as a bug", "step %d: a norm is %.9f times its cap", r->progress.step,
             over);
     if (budget > 0 && r->certificate.log10_sound > log10(budget))
@@ -2140,7 +2232,7 @@ static Run start(Config *c) {
                   c->stop);
     Run r = run_create(m, data, progress);
     if (*c->resume) certify(m, &r.norms, &r.certificate);
-    if (*c->resume && largest_over_cap(&r, true) > 1 + 2 * ROUNDING)
+    if (*c->resume && largest_over_cap(&r, true) > 1 + 2 * ROUNDING && c->constraint <= STIEFEL)
         die(REFETCH, "%s: a norm is %.6g times its cap", c->resume, largest_over_cap(&r, true));
     return r;
 }
@@ -2377,7 +2469,13 @@ static const Option options[] = {
     {"per-head", SWITCH, AT(per_head), 0, 1, "0", KEPT,
      "update and cap every head's q, k, v on its own (ours)"},
     {"lr", REAL, AT(lr), 0, 1e6, "0.5", KEPT, "learning rate at the start"},
+    {"optimizer", CHOICE, AT(optimizer), 0, 2, "muon", KEPT, "muon|adamw; adamw wants --lr 0.002"},
     {"beta", REAL, AT(beta), 0, 0.999999, "0.9", KEPT, "momentum"},
+    {"beta2", REAL, AT(beta2), 0, 0.999999, "0.95", KEPT, "adamw's, of squared gradients"},
+    {"constraint", CHOICE, AT(constraint), 0, 6, "soft", KEPT,
+     "soft|hard|normalize|stiefel|hammer|decay; how caps are held (the last two: are aimed at)"},
+    {"spectral-decay", REAL, AT(spectral_decay), 0, 1, "0.01", KEPT,
+     "share of the top singular value that --constraint decay takes"},
     {"mass", REAL, AT(mass), 1e-3, 1e6, "32", KEPT, "of the blocks in the modular norm"},
     {"weight-decay", REAL, AT(weight_decay), 0, 1e3, "0", KEPT, "times the update's norm"},
     {"share-embed", REAL, AT(share_embed), 0, 1e6, "1", KEPT, "factor on its step (ours)"},
@@ -2560,6 +2658,10 @@ static Config settings_from(const Given *given, int command) {
         if (given_for(given, cap_names[i]))
             die_usage("give one or the other",
                       "--lipschitz chooses the caps, but --%s is given, too", cap_names[i]);
+    if (c.lipschitz > 0 && c.constraint > STIEFEL)
+        die_usage("choose soft, hard, normalize or stiefel",
+                  "--lipschitz cannot be held by --constraint %s",
+                  c.constraint == HAMMER ? "hammer" : "decay");
     if (c.lipschitz > 0 && (c.cap_embed == 0 || (c.bias && c.cap_bias == 0)))
         die_usage("give it a positive cap", "--lipschitz cannot be held with --%s 0",
                   c.cap_embed == 0 ? "cap-embed" : "cap-bias");

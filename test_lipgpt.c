@@ -771,6 +771,7 @@ static void test_soft_cap(void) {
 // After a step of any size the norm is within the cap, to 1e-6; along -W a step adds to every
 // singular value; along W it does when the decay is more than all, lambda u > 1.
 static void test_cap_after_step(void) {
+    Config c = tiny(PAPER);
     double worst = 0;
     Rng rng = {50};
     for (int trial = 0; trial < 1000 / (THIN > 1 ? 4 : 1); trial++) {
@@ -785,11 +786,114 @@ static void test_cap_after_step(void) {
         randomize(momentum, 256, between(1e-8, 1e3, &rng), &rng);
         for (int i = 0; i < rows * cols && trial % 3; i++)
             momentum[i] = trial % 3 == 1 ? -weight[i] : weight[i];
-        update_matrix(weight, momentum, rows, cols, u, w, lambda, 0);
+        c.weight_decay = lambda;
+        update_matrix(&c, weight, momentum, rows, cols, u, w, 0);
         double ratio = norm_by_jacobi(weight, rows, cols) / w;
         worst = worse(worst, ratio);
     }
     at_most(worst, 1 + 1e-6, "norm / cap after a step");
+}
+
+static int falling(const void *a, const void *b) {
+    return (*(const double *)a < *(const double *)b) - (*(const double *)a > *(const double *)b);
+}
+
+// Every constraint on matrices of known singular values, at a cap of 1: what it makes of them, and
+// that those which promise it leave none above the cap. The second matrix is far out, the third has
+// zeros and equal values.
+static void test_constraints(void) {
+    static const double values[][6] = {{1.2, 1.05, 0.9, 0.5, 0.1, 0.01},
+                                       {9, 3, 0.7, 0.2, 0.02, 0.01}, {1.3, 1.3, 1, 0.5, 0, 0}};
+    Scratch s = scratch_create(6 * 11, 6);
+    Rng rng = {51};
+    for (int trial = 0; trial < 60; trial++) {
+        const double *sigma = values[trial % 3];
+        int k = trial % 2 ? 6 : 11;
+        Config c = {.constraint = trial / 3 % 6, .spectral_decay = 0.25};
+        float before[66];
+        double after[6], wanted[6], inner = 0, expected = 0;
+        with_singular_values(s.x, 6, k, sigma, &rng);
+        memcpy(before, s.x, sizeof before);
+        constrain(&s, 6, k, &c, INFINITY, 1);
+        for (int i = 0; i < 6; i++) {
+            double x = sigma[i], first = i == 0;
+            wanted[i] = c.constraint == HARD ? smaller(x, 1)
+                        : c.constraint == NORMALIZE ? x / sigma[0]
+                        : c.constraint == STIEFEL ? x > 0
+                        : c.constraint == HAMMER ? (first ? 1 : x)
+                        : c.constraint == DECAY ? (first ? 0.75 * x : x) : 0;
+            expected += wanted[i] * x;
+        }
+        for (int i = 0; i < 6 * k; i++)
+            inner += (double)before[i] * (double)s.x[i]; // <X, Y>: were the singular vectors kept?
+        singular_values(after, s.x, 6, k);
+        if (c.constraint <= STIEFEL)
+            at_most(after[0], 1 + ROUNDING, "constrain: largest singular value"); // 1e-8
+        if (c.constraint == STIEFEL && trial % 3 == 1)
+            continue; // 0.01 of a norm of 9.5 is beyond what orthogonalize reaches
+        double slack = c.constraint == STIEFEL ? 5e-3 : 1e-3; // the upper end of a bracket at n = 6
+        if (c.constraint != SOFT)
+            near(inner / expected, 1, slack, "constrain: <X, constrain X>");
+        qsort(wanted, 6, sizeof *wanted, falling);
+        for (int i = 0; i < 6 && c.constraint != SOFT; i++)
+            check(fabs(after[i] - wanted[i]) <= slack, "constrain %d, trial %d: singular value %d "
+                  "is %.6g, wanted %.6g", c.constraint, trial, i, after[i], wanted[i]);
+        for (int i = 1; i < 6 && c.constraint == SOFT; i++) // in order, the small ones untouched
+            check(after[i] <= after[i - 1] && (sigma[i] > 0.1 || trial % 3 == 1 ||
+                  fabs(after[i] - sigma[i]) <= 0.02 * sigma[i] + 1e-6),
+                  "soft cap: %.6g became %.6g", sigma[i], after[i]);
+    }
+    double close[24], most[24];
+    Scratch wide = scratch_create(24 * 24, 24);
+    for (int i = 0; i < 24; i++)
+        close[i] = i ? 1 + 1e-7 * pow(1.6, i) : 1e4; // where the sign of w - x is hardest to tell
+    with_singular_values(wide.x, 24, 24, close, &rng);
+    constrain(&wide, 24, 24, &(Config){.constraint = HARD}, INFINITY, 1);
+    singular_values(most, wide.x, 24, 24);
+    at_most(most[0], 1 + ROUNDING, "hard cap: values just above it");
+    scratch_free(&wide);
+    memset(s.x, 0, 66 * sizeof(float));
+    for (int kind = SOFT; kind <= DECAY; kind++) {
+        Config c = {.constraint = kind, .spectral_decay = 0.25};
+        constrain(&s, 6, 11, &c, INFINITY, 1);
+        for (int i = 0; i < 66; i++)
+            check(s.x[i] == 0, "constrain %d: zero became %g", kind, (double)s.x[i]);
+    }
+    s.x[7] = (float)NAN;
+    for (int kind = SOFT; kind <= DECAY; kind++) // ends, and check_finite has something to find
+        if (kind != STIEFEL && kind != HARD) {
+            Config c = {.constraint = kind};
+            constrain(&s, 6, 11, &c, INFINITY, 1);
+            check(isnan(s.x[7]), "constrain %d hides a NaN", kind);
+        }
+    scratch_free(&s);
+}
+
+// Two steps of AdamW against its equations, in double; no caps.
+static void test_adamw(void) {
+    Config c = tiny(TIGHT);
+    c.optimizer = ADAMW, c.beta2 = 0.95, c.weight_decay = 0.1;
+    c.cap_qk = c.cap_v = c.cap_o = c.cap_in = c.cap_out = c.cap_head = c.cap_embed = c.cap_bias = 0;
+    Model *m = random_model(&c, 72);
+    float *g = floats(m->size);
+    double *w = doubles(m->size), *mean = doubles(m->size), *square_mean = doubles(m->size);
+    double error = 0, eta = 0.01;
+    Rng rng = {73};
+    memset(m->momentum, 0, m->size * sizeof(float));
+    for (size_t i = 0; i < m->size; i++)
+        w[i] = (double)m->weights[i];
+    for (int step = 0; step < 2; step++) {
+        randomize(g, m->size, 1e-3, &rng);
+        optimizer_step(m, g, eta);
+        for (size_t i = 0; i < m->size; i++) {
+            mean[i] = 0.9 * mean[i] + 0.1 * (double)g[i];
+            square_mean[i] = 0.95 * square_mean[i] + 0.05 * square((double)g[i]);
+            w[i] = (1 - 0.1 * eta) * w[i] - eta * mean[i] / (sqrt(square_mean[i]) + 1e-8);
+            error = worse(error, fabs((double)m->weights[i] - w[i]));
+        }
+    }
+    at_most(error, 20 * epsilon, "two steps of AdamW"); // 2 eps
+    free(g), free(w), free(mean), free(square_mean), model_free(m);
 }
 
 static Config capped(int variant) {
@@ -1020,7 +1124,7 @@ static void test_norms(void) {
 
 // bracket: lower <= sigma <= upper, and less than 0.5 % between them.
 static void check_bracket(const float *w, int rows, int cols, double sigma, double slack) {
-    Bracket b = spectral_norm(w, rows, cols);
+    Bracket b = spectral_norm(w, rows, cols, NULL);
     check(b.lower <= sigma * (1 + slack) && sigma <= b.upper * (1 + slack) && b.upper < INFINITY &&
               b.upper - b.lower <= 0.005 * b.upper,
           "spectral_norm (%d, %d): %.15g <= %.15g <= %.15g", rows, cols, b.lower, sigma, b.upper);
@@ -1056,11 +1160,11 @@ static void test_spectral_norm(void) {
     with_singular_values(w, 64, 80, rank_one, &rng);
     check_bracket(w, 64, 80, 0.25, 2 * epsilon);
     w[77] = (float)NAN;
-    check(spectral_norm(w, 64, 80).upper == INFINITY, "spectral_norm: NaN");
+    check(spectral_norm(w, 64, 80, NULL).upper == INFINITY, "spectral_norm: NaN");
     w[77] = -(float)INFINITY;
-    check(spectral_norm(w, 64, 80).upper == INFINITY, "spectral_norm: infinity");
+    check(spectral_norm(w, 64, 80, NULL).upper == INFINITY, "spectral_norm: infinity");
     memset(w, 0, 512 * sizeof(float));
-    Bracket zero = spectral_norm(w, 16, 32);
+    Bracket zero = spectral_norm(w, 16, 32, NULL);
     check(zero.lower == 0 && zero.upper == 0, "spectral_norm of zero: %g", zero.upper);
     free(w);
 }
@@ -1195,7 +1299,7 @@ static float *weight(const Lab *lab, Kind kind, int block) {
 }
 
 static double norm_now(const float *w, int rows, int cols) { // RMS->RMS, from below
-    return spectral_norm(w, rows, cols).lower * sqrt((double)cols / rows);
+    return spectral_norm(w, rows, cols, NULL).lower * sqrt((double)cols / rows);
 }
 
 static void set_norm(float *w, int rows, int cols, double norm) {
@@ -1629,7 +1733,7 @@ static void test_spectral_bracket(void) {
             }
         truth = ldexp(kind == 0 ? sqrt(u2 * v2) : kind == 1 ? sqrt(k) : kind == 2 ? 3 : 1,
                       i * 5 - 100);
-        Bracket b = spectral_norm(w, tall ? k : n, tall ? n : k);
+        Bracket b = spectral_norm(w, tall ? k : n, tall ? n : k, NULL);
         double wide = pow(n, ldexp(1, -14)) * (1 + 1e-8);
         check(b.lower <= truth && truth <= b.upper && b.upper <= truth * wide &&
               b.lower >= truth * 0.999,
@@ -1637,8 +1741,8 @@ static void test_spectral_bracket(void) {
         free(w), free(u), free(v);
     }
     float w[4] = {1, NAN, 0, 1}, zero[4] = {0};
-    check(spectral_norm(w, 2, 2).upper == INFINITY, "a matrix with a NaN has no finite norm");
-    check(spectral_norm(zero, 2, 2).upper == 0, "a zero matrix has norm 0");
+    check(spectral_norm(w, 2, 2, NULL).upper == INFINITY, "a matrix with a NaN has no finite norm");
+    check(spectral_norm(zero, 2, 2, NULL).upper == 0, "a zero matrix has norm 0");
 }
 
 // K rises with every norm and with the radius; q, k, v count by their slices, not as a whole.
@@ -2299,6 +2403,10 @@ static void test_cli_resume(void) {
     cli_table("parts", 5, 20);
     cli_good(cli_run("train --resume later.st --log more")); // --out is the resumed file
     check(cli_same("t1.st", "later.st"), "15 + 5 steps are not 20 steps");
+    cli_good(cli_run(CLI_RUN "--optimizer adamw --lr 0.01 --out w.st --log whole"));
+    cli_good(cli_run(CLI_RUN "--optimizer adamw --lr 0.01 --stop 10 --out h.st --log parts"));
+    cli_good(cli_run("train --resume h.st --log parts"));
+    check(cli_same("w.st", "h.st"), "adamw: 10 + 10 steps are not 20 steps");
     cli_refuses(2, "--lr", "train --resume part.st --lr 1");
     cli_refuses(2, "--context", "train --resume part.st --context=8");
     cli_refuses(1, "other", "train --resume part.st --data other");
@@ -2347,7 +2455,9 @@ static void test_cli_options(void) {
         {"width", "24"}, {"heads", "3"}, {"blocks", "2"}, {"mlp-ratio", "2"}, {"residual", "0.25"},
         {"plain-residual", "0"}, {"attention-factor", "0.5"}, {"softmax-scale", "2"},
         {"activation", "abs"}, {"position-bias", "1"}, {"bias", "1"}, {"per-head", "1"},
-        {"lr", "0.125"}, {"beta", "0.75"}, {"mass", "16"}, {"weight-decay", "0.0625"},
+        {"lr", "0.125"}, {"beta", "0.75"}, {"optimizer", "adamw"},
+        {"beta2", "0.5"}, {"constraint", "hard"}, {"spectral-decay", "0.125"},
+        {"mass", "16"}, {"weight-decay", "0.0625"},
         {"share-embed", "2"}, {"share-head", "3"}, {"share-bias", "0.5"}, {"cap-qk", "0.5"},
         {"cap-v", "0.75"}, {"cap-o", "1.25"}, {"cap-in", "1.5"}, {"cap-out", "1.75"},
         {"cap-head", "2.5"}, {"cap-embed", "0.875"}, {"cap-bias", "0.375"}, {"lipschitz", "0"},
@@ -2413,6 +2523,26 @@ static void test_cli_budgets(void) {
         check(cli_column("k.log", "largest_norm_over_cap") <= 1.005, "%s: %.9g times a cap",
               presets_tried[i], cli_column("k.log", "largest_norm_over_cap"));
         check(!strstr(cli_out, "note\t"), "%s: %s", presets_tried[i], cli_out);
+    }
+    for (int i = 0; i < 16; i++) { // each optimizer with each constraint that promises to hold
+        static const char *const kinds[] = {"soft", "hard", "normalize", "stiefel"};
+        cli_good(cli_run("train --data text --width 16 --heads 2 --blocks 1 --context 8 --batch 4 "
+                         "--steps 20 --eval-every 2 --tokens 9 --preset %s --lipschitz 10 "
+                         "--optimizer %s --lr %g --constraint %s --out k.st --log k.log",
+                         presets_tried[i / 8], i % 2 ? "adamw" : "muon", i % 2 ? 0.03 : 0.5,
+                         kinds[i / 2 % 4]));
+        check(cli_column("k.log", "certificate\t") <= 10 && !strstr(cli_out, "note\t") &&
+              cli_column("k.log", "largest_norm_over_cap") <= 1.005, "%s: %.9g, %.9g times a cap",
+              kinds[i / 2 % 4], cli_column("k.log", "certificate\t"),
+              cli_column("k.log", "largest_norm_over_cap"));
+    }
+    for (int i = 0; i < 2; i++) { // these promise nothing, and say so
+        cli_good(cli_run("train --data text " CLI_NET "--steps 3 --tokens 9 --optimizer adamw "
+                         "--constraint %s --out k.st", i ? "hammer" : "decay"));
+        check(strstr(cli_out, "note\tnot constrained") && strstr(cli_err, "not constrained"),
+              "--constraint: %s", cli_out);
+        cli_refuses(2, i ? "hammer" : "decay", "train --data text --lipschitz 9 --constraint %s",
+                    i ? "hammer" : "decay");
     }
     cli_good(cli_run("train --data text " CLI_NET "--steps 3 --tokens 9 --cap 0 --out free.st"));
     check(strstr(cli_out, "note\tnot constrained") && strstr(cli_err, "not constrained"),
@@ -2769,6 +2899,7 @@ int main(int argc, char **argv) {
         {"model gradients", test_model_gradients}, {"causality", test_causality},
         {"orthogonalize", test_orthogonalize}, {"coupling", test_coupling},
         {"soft cap", test_soft_cap}, {"cap after a step", test_cap_after_step},
+        {"constraints", test_constraints}, {"adamw", test_adamw},
         {"init", test_init}, {"optimizer step", test_optimizer_step},
         {"paper's bound", test_paper_bound}, {"sound bound", test_sound_bound},
         {"norms", test_norms}, {"spectral norm", test_spectral_norm}, {"overfit", test_overfit},
