@@ -4,6 +4,7 @@
     python3 dev/frontier.py [NAME ...]              run the missing rows (all, or those named)
     python3 dev/frontier.py --jobs 2 [NAME ...]     two at a time, each with half of the threads
     python3 dev/frontier.py --plot                  only draw dev/frontier.png (needs matplotlib)
+    python3 dev/frontier.py --convex MODEL          the paper's formula, as if MODEL's residuals were convex
 
 Runs are resumable: a row that stands in the table is not run again, and a run that was cut off goes on
 from its checkpoint in out/frontier/. Each takes about a quarter of an hour on two cores (8M tokens),
@@ -12,6 +13,7 @@ the long ones an hour. Training needs only ./lipgpt; --data FILE takes another t
 import argparse
 import concurrent.futures
 import csv
+import math
 import os
 import subprocess
 import sys
@@ -24,6 +26,7 @@ COLUMNS = ("preset steps batch seed certificate paper_bound lower_bound full_los
 BUDGETS = (2, 5, 10, 30, 100, 300, 1000)
 SHORT = ["--steps", "2000", "--batch", "16"]  # 8.2M tokens
 LONG = ["--steps", "2000", "--batch", "64"]   # the paper's 33M
+EDGE = 3.5  # log10 of the picture's largest bound
 COUNTING = 54.0  # percent, full validation: the best line of dev/ngram.py
 
 # The run that the paper's headline most likely was: plain residual, no 1/3, and the learning-rate trick,
@@ -115,6 +118,30 @@ def last_step(log, arguments):
     return bool(rows) and rows[-1]["step"] == arguments[arguments.index("--steps") + 1]
 
 
+def convex_formula(model):
+    """The paper's formula for its own network (convex residuals, 1/3, gelu/1.1289) with another's norms."""
+    text = subprocess.run([os.path.join(ROOT, "lipgpt"), "eval", "--model", model, "--data",
+                           os.path.join(ROOT, "data", "tinyshakespeare.txt")],
+                          check=True, capture_output=True, text=True).stdout
+    rows = [line.split("\t") for line in text.splitlines()]
+    norms = {row[0]: float(row[2]) for row in rows if len(row) == 4 and row[0].endswith(".weight")}
+    blocks = 1 + max(int(name.split(".")[1]) for name in norms if name.startswith("blocks"))
+    alpha, bound, largest = 1 / (2 * blocks), norms["embedding.weight"], 1
+    for block in range(blocks):
+        query, key, value, out, up, down = (norms[f"blocks.{block}.{name}.weight"] for name in (
+            "attention.query", "attention.key", "attention.value", "attention.output", "mlp.in", "mlp.out"))
+        bound *= 1 - alpha + alpha / 3 * out * value * (1 + 2 * largest ** 2 * query * key)
+        largest *= 1 - alpha + alpha / 3 * out * value
+        bound *= 1 - alpha + alpha * down * up / 1.1289
+        largest *= 1 - alpha + alpha * down * up / 1.1289
+    return bound * norms["head.weight"]
+
+
+def log10_of(bound):
+    """Of a bound as lipgpt prints it: a number, or 10^x where that would be too large."""
+    return float(bound[3:]) if bound.startswith("10^") else math.log10(float(bound))
+
+
 def plot():
     import matplotlib
     matplotlib.use("Agg")
@@ -124,13 +151,17 @@ def plot():
                                         ("tight", True, "D", "tight, 33M tokens"),
                                         ("paper", False, "s", "the paper's network, 8M tokens"),
                                         ("headline", True, "^", "its headline's likely network, 33M")):
-        rows = [(float(row["certificate"]), 100 * float(row["full_accuracy"])) for row in read_rows()
-                if row["preset"].startswith(family) and (row["batch"] == LONG[-1]) == long
-                and not row["certificate"].startswith("10^")]
+        rows = [(log10_of(row["certificate"]), 100 * float(row["full_accuracy"])) for row in read_rows()
+                if row["preset"].startswith(family) and (row["batch"] == LONG[-1]) == long]
         if rows:
-            axes.semilogx(*zip(*sorted(rows)), marker, label=label)
+            axes.semilogx([10 ** min(x, EDGE) for x, y in rows], [y for x, y in rows], marker,
+                          label=label, clip_on=False)
+        for x, y in rows:  # what would be miles away stands at the edge, with its number
+            if x > EDGE:
+                axes.annotate(f"$10^{{{x:.0f}}}\\to$", (10 ** EDGE, y), (-8, -4), ha="right",
+                              textcoords="offset points", fontsize=9)
     axes.axhline(COUNTING, color="gray", linestyle="--", label="counting 6-grams (dev/ngram.py)")
-    axes.set_xlim(1, 3000)
+    axes.set_xlim(1, 10 ** EDGE)
     axes.set_xlabel("sound Lipschitz bound, embeddings to logits")
     axes.set_ylabel("accuracy on the full validation split, %")
     axes.grid(alpha=0.3)
@@ -144,6 +175,7 @@ def main():
     parser.add_argument("names", nargs="*")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--plot", action="store_true")
+    parser.add_argument("--convex", metavar="MODEL")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--data", default=os.path.join(ROOT, "data", "tinyshakespeare.txt"))
     options = parser.parse_args()
@@ -151,6 +183,9 @@ def main():
     unknown = [name for name in options.names if name not in runs]
     if unknown:
         sys.exit(f"frontier: no run is called {unknown[0]}; see --list")
+    if options.convex:
+        print(f"convex_paper_formula\t{convex_formula(options.convex):.4g}")
+        return
     if options.list:
         for name, (binary, arguments) in runs.items():
             print("done   " if name in done else "missing", name, binary, " ".join(arguments))
