@@ -515,7 +515,7 @@ typedef struct {
     int parts;             // parts > 1: each rows/parts slice is a matrix of its own (--per-head)
     double cap;            // largest RMS->RMS norm (rows: RMS norm), 0 = free
     double share;          // u_W: norm of an update per unit of learning rate
-    size_t offset, size;   // where it stands in weights, momentum and every gradient
+    size_t offset, size;   // where it stands in weights, momenta and gradients
 } Tensor;
 
 typedef struct {
@@ -670,6 +670,10 @@ static void config_check(const Config *c, int status) {
     double need = (double)m.size * (c->optimizer + 2 + least(c->lanes, c->batch)) +
                   (double)workspace_layout(&s, c, NULL) * omp_get_max_threads() +
                   (double)c->context * c->width / c->heads;
+    for (Tensor *t = m.tensors; t < m.tensors + m.count; t++)
+        if (t->cap > 0 && t->cap < 1e-9)
+            fail(status, "give more, or 0 for none", "the cap %g of %s is below 1e-9", t->cap,
+                 t->name);
     free(m.tensors), free(s.blocks);
 #ifdef _SC_PHYS_PAGES
     double memory = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
@@ -899,6 +903,7 @@ static void hard_cap(Scratch *s, int n, int k, double cap) {
 
 typedef struct { double lower, upper; } Bracket; // lower <= truth <= upper
 static Bracket spectral_norm(const float *W, int rows, int cols, float *direction); // section 7
+static double bracket_width(double n);
 
 static void scale_by(float *x, size_t n, double factor) {
     for (size_t i = 0; i < n; i++) x[i] = (float)(factor * (double)x[i]);
@@ -914,23 +919,29 @@ static void add_top(Scratch *s, int n, int k, const float *u, double factor) {
 }
 
 // constrain: s->x after a step, back under its cap. `top` is the most its norm can be, infinity
-// where only measuring can tell. Hammer sets the top singular value to w (made for AdamW, whose
-// steps are of low rank), spectral decay takes a share of it: both leave the second one alone, and
-// guarantee nothing. Normalizing needs a bound from above: with power iteration the paper's norms
-// pass their caps by a tenth.
+// where only measuring can tell. Stiefel makes all singular values 0.9956 to 0.9993 of w (see
+// orthogonalize). Normalizing needs a bound from above: with power iteration the paper's norms pass
+// their caps by a tenth. Hammer sets the top singular value to w (made for AdamW, whose steps are
+// of low rank), spectral decay takes a share of it, whatever w is: both leave the second one alone,
+// and guarantee nothing.
 static void constrain(Scratch *s, int n, int k, const Config *c, double top, double cap) {
     Constraint kind = (Constraint)c->constraint;
     size_t nk = (size_t)n * k;
     if (kind == SOFT && top < INFINITY) soft_cap(s, n, k, top, cap);
     if (kind == STIEFEL) orthogonalize(s, n, k), scale_by(s->x, nk, cap);
     if (kind == STIEFEL || (kind == SOFT && top < INFINITY)) return;
-    if (kind == HARD) hard_cap(s, n, k, cap);
     float *u = s->gram2;
     Bracket norm = spectral_norm(s->x, n, k, u);
+    double limit = cap;
     if (!(norm.lower > 0 && norm.upper < INFINITY)) return; // zero; or check_finite will say it
     if (kind == SOFT) soft_cap(s, n, k, norm.upper, cap);
-    if ((kind == HARD || kind == NORMALIZE) && norm.upper > cap)
-        scale_by(s->x, nk, cap / norm.upper); // hard: what rounding left above
+    if (kind == HARD && norm.upper > cap) { // then only values far above it may be left there
+        hard_cap(s, n, k, cap);
+        norm = spectral_norm(s->x, n, k, NULL);
+        if (norm.lower <= cap * (1 + ROUNDING)) limit = cap * bracket_width(n);
+    }
+    if ((kind == HARD || kind == NORMALIZE) && norm.upper > limit)
+        scale_by(s->x, nk, cap / norm.upper);
     if (kind == HAMMER) add_top(s, n, k, u, cap / norm.lower - 1);
     if (kind == DECAY) add_top(s, n, k, u, -c->spectral_decay);
 }
@@ -955,7 +966,8 @@ static void update_matrix(const Config *c, float *W, float *m, int rows, int col
     } else {
         orient(muon ? s.y : s.x, W, rows, cols, (float)(decay / unit), false);
         for (size_t i = 0; i < nk && muon; i++) s.x[i] = s.y[i] - (float)u * s.x[i];
-        if (cap > 0) constrain(&s, n, k, c, muon ? cap * decay + u : INFINITY, cap);
+        if (cap > 0 || c->constraint == DECAY)
+            constrain(&s, n, k, c, muon ? cap * decay + u : INFINITY, cap);
         orient(s.x, W, rows, cols, (float)unit, true);
     }
     free(memory);
@@ -994,7 +1006,7 @@ static void optimizer_step(Model *m, const float *gradient, double eta) {
         if (c->optimizer == ADAMW)
             adamw(c, w, momentum, m->second + start, gradient + start, size, eta);
         if (!is_matrix(t->kind)) update_rows(t, w, momentum, u);
-        else if (c->optimizer == MUON || t->cap > 0)
+        else if (c->optimizer == MUON || t->cap > 0 || c->constraint == DECAY)
             update_matrix(c, w, momentum, t->rows / t->parts, t->cols, u, t->cap, 0);
     }
     free(tasks);
@@ -1108,6 +1120,10 @@ static double divide_by_norm(double *G, size_t n) {
 #define EPSILON 2.220446049250313e-16
 #define GRAM_STEPS 12
 #define GRAM_ERROR(n, k) (8 * ((k) + 64.0) * (n) * EPSILON)
+static double bracket_width(double n) { // upper / truth at most, with room for float rounding
+    return pow(larger(n, 1), ldexp(1, -GRAM_STEPS - 2)) * (1 + 10 * ROUNDING);
+}
+
 static Bracket spectral_norm(const float *W, int rows, int cols, float *direction) {
     int n = least(rows, cols), k = rows + cols - n;
     int wide_n = (n + WIDE - 1) / WIDE * WIDE, wide_k = (k + WIDE - 1) / WIDE * WIDE;
@@ -1201,9 +1217,8 @@ static void norms_measure(const Model *m, Norms *norms) {
 static void norms_at_caps(const Model *m, Norms *norms) {
     for (int i = 0; i < m->count; i++) {
         const Tensor *t = &m->tensors[i];
-        double side = smaller(larger(t->rows, 1), t->cols);
-        double slack = pow(side, ldexp(1, -GRAM_STEPS - 2)) * (1 + 10 * ROUNDING);
-        double cap = t->cap * slack, slice = t->parts > 1 ? cap : cap * sqrt(m->config.heads);
+        double cap = t->cap * bracket_width(smaller(t->rows, t->cols));
+        double slice = t->parts > 1 ? cap : cap * sqrt(m->config.heads);
         for (int slot = 0; slot < norms->slots; slot++)
             norms->of[i * norms->slots + slot].upper = slot ? slice : t->parts > 1 ? 0 : cap;
     }
@@ -1844,12 +1859,12 @@ static float *set_of(const Model *m, int set) {
     return set == 0 ? m->weights : set == 1 ? m->momentum : m->second;
 }
 
-// checkpoint_save: weights, momentum, settings, vocabulary, progress and certificate.
+// checkpoint_save: weights, momenta, settings, vocabulary, progress and certificate.
 static void checkpoint_save(const char *path, const Model *m, const Data *data, const Progress *p,
                             const Certificate *certificate) {
     Buffer text = {0};
     append_settings(&text, &m->config);
-    append(&text, "\"format\":\"lipgpt 1\",\"step\":\"%d\",\"rng\":\"%llu\",", p->step,
+    append(&text, "\"format\":\"lipgpt 2\",\"step\":\"%d\",\"rng\":\"%llu\",", p->step,
            (unsigned long long)p->rng.state);
     append(&text, "\"data_fingerprint\":\"%llu\",\"certificate_log10\":\"%.9g\",",
            (unsigned long long)p->fingerprint, certificate->log10_sound);
@@ -1878,8 +1893,8 @@ static Model *checkpoint_load(const char *path, bool to_train, Data *vocabulary,
                               Progress *progress) {
     File f = open_tensors(path);
     Config c = {0};
-    if (strcmp(metadata_of(&f, "format"), "lipgpt 1"))
-        die(REFETCH, "%s: format %s, expected lipgpt 1", path, metadata_of(&f, "format"));
+    if (strcmp(metadata_of(&f, "format"), "lipgpt 2"))
+        die(REFETCH, "%s: format %s, expected lipgpt 2", path, metadata_of(&f, "format"));
     read_settings(&f, &c);
     c.vocabulary = (int)metadata_number(&f, "vocabulary_size", 65536);
     *progress = (Progress){(int)metadata_number(&f, "step", INT_MAX),
@@ -1910,6 +1925,8 @@ static Model *checkpoint_load(const char *path, bool to_train, Data *vocabulary,
     for (Tensor *t = m->tensors; t < m->tensors + m->count; t++)
         for (int set = 0; set < 2 + c.optimizer && t->size; set++, wanted++)
             fill(&f, sets[set], t, set_of(m, set) + t->offset);
+    for (size_t i = 0; m->second && i < m->size; i++)
+        if (m->second[i] < 0) die(REFETCH, "%s: a mean square is negative", path);
     if (wanted != f.count)
         die(REFETCH, "%s has %d tensors, the settings want %d", path, f.count, wanted);
     free(f.entries), free(f.metadata), free(f.bytes);
@@ -2116,7 +2133,8 @@ static void check_step(Run *r) {
     if (over > 1 + 2 * ROUNDING && r->m->config.constraint <= STIEFEL)
         die("report this as a bug", "step %d: a norm is %.9f times its cap", r->progress.step,
             over);
-    if (budget > 0 && r->certificate.log10_sound > log10(budget))
+    if (budget > 0 && is_constrained(&r->m->config) &&
+        r->certificate.log10_sound > log10(budget))
         die("report this as a bug", "step %d: certificate %s is above the budget %g",
             r->progress.step, show_bound(r->certificate.log10_sound), budget);
 }
@@ -2142,6 +2160,7 @@ static void train_step(Run *r) {
     optimizer_step(r->m, r->lanes, c->lr * (1 - (double)r->progress.step / c->steps));
     r->progress.step++;
     check_finite(r->m, r->m->weights, "weight", r->progress.step);
+    if (r->m->second) check_finite(r->m, r->m->second, "mean square", r->progress.step);
 #ifdef CHECK_EVERY_STEP
     check_step(r);
 #else
@@ -2473,14 +2492,15 @@ static const Option options[] = {
     {"beta", REAL, AT(beta), 0, 0.999999, "0.9", KEPT, "momentum"},
     {"beta2", REAL, AT(beta2), 0, 0.999999, "0.95", KEPT, "adamw's, of squared gradients"},
     {"constraint", CHOICE, AT(constraint), 0, 6, "soft", KEPT,
-     "soft|hard|normalize|stiefel|hammer|decay; how caps are held (the last two: are aimed at)"},
+     "soft|hard|normalize|stiefel|hammer|decay; how caps are held (the last two hold none)"},
     {"spectral-decay", REAL, AT(spectral_decay), 0, 1, "0.01", KEPT,
      "share of the top singular value that --constraint decay takes"},
-    {"mass", REAL, AT(mass), 1e-3, 1e6, "32", KEPT, "of the blocks in the modular norm"},
-    {"weight-decay", REAL, AT(weight_decay), 0, 1e3, "0", KEPT, "times the update's norm"},
-    {"share-embed", REAL, AT(share_embed), 0, 1e6, "1", KEPT, "factor on its step (ours)"},
-    {"share-head", REAL, AT(share_head), 0, 1e6, "1", KEPT, "factor on its step (ours)"},
-    {"share-bias", REAL, AT(share_bias), 0, 1e6, "0.1", KEPT, "step of biases (ours)"},
+    {"mass", REAL, AT(mass), 1e-3, 1e6, "32", KEPT, "of the blocks in the modular norm; muon"},
+    {"weight-decay", REAL, AT(weight_decay), 0, 1e3, "0", KEPT,
+     "times the update's norm; adamw: times lr"},
+    {"share-embed", REAL, AT(share_embed), 0, 1e6, "1", KEPT, "factor on its step (ours); muon"},
+    {"share-head", REAL, AT(share_head), 0, 1e6, "1", KEPT, "factor on its step (ours); muon"},
+    {"share-bias", REAL, AT(share_bias), 0, 1e6, "0.1", KEPT, "step of biases (ours); muon"},
     {"cap", REAL, AT(cap), 0, 1e6, "0", TRAIN, "of all matrices: RMS->RMS norm; 0 = none"},
     {"cap-qk", REAL, AT(cap_qk), 0, 1e6, "1.2", KEPT, "of W_q and W_k"},
     {"cap-v", REAL, AT(cap_v), 0, 1e6, "1.2", KEPT, "of W_v"},

@@ -800,16 +800,17 @@ static int falling(const void *a, const void *b) {
 
 // Every constraint on matrices of known singular values, at a cap of 1: what it makes of them, and
 // that those which promise it leave none above the cap. The second matrix is far out, the third has
-// zeros and equal values.
+// zeros and equal values, the fourth needs no cap.
 static void test_constraints(void) {
     static const double values[][6] = {{1.2, 1.05, 0.9, 0.5, 0.1, 0.01},
-                                       {9, 3, 0.7, 0.2, 0.02, 0.01}, {1.3, 1.3, 1, 0.5, 0, 0}};
+                                       {9, 3, 0.7, 0.2, 0.02, 0.01}, {1.3, 1.3, 1, 0.5, 0, 0},
+                                       {0.9, 0.7, 0.5, 0.2, 0.1, 0.01}};
     Scratch s = scratch_create(6 * 11, 6);
     Rng rng = {51};
-    for (int trial = 0; trial < 60; trial++) {
-        const double *sigma = values[trial % 3];
-        int k = trial % 2 ? 6 : 11;
-        Config c = {.constraint = trial / 3 % 6, .spectral_decay = 0.25};
+    for (int trial = 0; trial < 96; trial++) {
+        const double *sigma = values[trial % 4];
+        int k = trial / 24 % 2 ? 6 : 11;
+        Config c = {.constraint = trial / 4 % 6, .spectral_decay = 0.25};
         float before[66];
         double after[6], wanted[6], inner = 0, expected = 0;
         with_singular_values(s.x, 6, k, sigma, &rng);
@@ -818,7 +819,7 @@ static void test_constraints(void) {
         for (int i = 0; i < 6; i++) {
             double x = sigma[i], first = i == 0;
             wanted[i] = c.constraint == HARD ? smaller(x, 1)
-                        : c.constraint == NORMALIZE ? x / sigma[0]
+                        : c.constraint == NORMALIZE ? x / larger(1, sigma[0])
                         : c.constraint == STIEFEL ? x > 0
                         : c.constraint == HAMMER ? (first ? 1 : x)
                         : c.constraint == DECAY ? (first ? 0.75 * x : x) : 0;
@@ -829,7 +830,7 @@ static void test_constraints(void) {
         singular_values(after, s.x, 6, k);
         if (c.constraint <= STIEFEL)
             at_most(after[0], 1 + ROUNDING, "constrain: largest singular value"); // 1e-8
-        if (c.constraint == STIEFEL && trial % 3 == 1)
+        if (c.constraint == STIEFEL && trial % 4 == 1)
             continue; // 0.01 of a norm of 9.5 is beyond what orthogonalize reaches
         double slack = c.constraint == STIEFEL ? 5e-3 : 1e-3; // the upper end of a bracket at n = 6
         if (c.constraint != SOFT)
@@ -839,7 +840,7 @@ static void test_constraints(void) {
             check(fabs(after[i] - wanted[i]) <= slack, "constrain %d, trial %d: singular value %d "
                   "is %.6g, wanted %.6g", c.constraint, trial, i, after[i], wanted[i]);
         for (int i = 1; i < 6 && c.constraint == SOFT; i++) // in order, the small ones untouched
-            check(after[i] <= after[i - 1] && (sigma[i] > 0.1 || trial % 3 == 1 ||
+            check(after[i] <= after[i - 1] && (sigma[i] > 0.1 || trial % 4 == 1 ||
                   fabs(after[i] - sigma[i]) <= 0.02 * sigma[i] + 1e-6),
                   "soft cap: %.6g became %.6g", sigma[i], after[i]);
     }
@@ -852,6 +853,13 @@ static void test_constraints(void) {
     singular_values(most, wide.x, 24, 24);
     at_most(most[0], 1 + ROUNDING, "hard cap: values just above it");
     scratch_free(&wide);
+    for (int kind = HARD; kind <= NORMALIZE; kind++) { // far below a cap: not even rounded
+        float before[66];
+        randomize(s.x, 66, 1e-3, &rng);
+        memcpy(before, s.x, sizeof before);
+        constrain(&s, 6, 11, &(Config){.constraint = kind}, INFINITY, 1e5);
+        check(!memcmp(before, s.x, sizeof before), "constrain %d moves what is within", kind);
+    }
     memset(s.x, 0, 66 * sizeof(float));
     for (int kind = SOFT; kind <= DECAY; kind++) {
         Config c = {.constraint = kind, .spectral_decay = 0.25};
@@ -2407,6 +2415,18 @@ static void test_cli_resume(void) {
     cli_good(cli_run(CLI_RUN "--optimizer adamw --lr 0.01 --stop 10 --out h.st --log parts"));
     cli_good(cli_run("train --resume h.st --log parts"));
     check(cli_same("w.st", "h.st"), "adamw: 10 + 10 steps are not 20 steps");
+    setenv("OMP_NUM_THREADS", "3", 1);
+    cli_good(cli_run(CLI_RUN "--optimizer adamw --lr 0.01 --out h.st --log parts"));
+    setenv("OMP_NUM_THREADS", "1", 1);
+    check(cli_same("w.st", "h.st"), "adamw: three threads make other bits than one");
+    size_t n = 0;
+    float negative = -1;
+    char *bytes = cli_read("w.st", &n); // ends with the mean squares
+    memcpy(bytes + n - sizeof negative, &negative, sizeof negative);
+    FILE *file = fopen("h.st", "w");
+    check(file && fwrite(bytes, 1, n, file) == n && fclose(file) == 0, "cannot write h.st");
+    free(bytes);
+    cli_refuses(1, "negative", "certify --model h.st");
     cli_refuses(2, "--lr", "train --resume part.st --lr 1");
     cli_refuses(2, "--context", "train --resume part.st --context=8");
     cli_refuses(1, "other", "train --resume part.st --data other");
@@ -2536,6 +2556,21 @@ static void test_cli_budgets(void) {
               kinds[i / 2 % 4], cli_column("k.log", "certificate\t"),
               cli_column("k.log", "largest_norm_over_cap"));
     }
+    cli_refuses(2, "cap 1e-30", "train --data text --cap-v 1e-30");
+    cli_leaks_matter = false; // a gradient of 1e20 is finite, its square is not
+    int status = cli_run("train --data text --width 16 --heads 2 --blocks 3 --context 8 --batch 4 "
+                         "--steps 12 --eval-every 1 --sample-every 0 --cap 0 --optimizer adamw "
+                         "--lr 10 --out v.st --log v.log");
+    cli_leaks_matter = true;
+    check(status == 1 && strstr(cli_err, "the mean square of "), "status %d: %s", status, cli_err);
+    cli_good(cli_run("certify --model v.st --search-steps 0")); // the step before was saved whole
+    cli_good(cli_run("train --data text " CLI_NET "--steps 3 --tokens 9 --optimizer adamw "
+                     "--constraint decay --spectral-decay 0.5 --cap 0 --out k.st --log k.log"));
+    double decayed = cli_value("certificate_log10"); // decay needs no cap
+    cli_good(cli_run("train --data text " CLI_NET "--steps 3 --tokens 9 --optimizer adamw "
+                     "--cap 0 --out k.st --log k.log"));
+    check(decayed < cli_value("certificate_log10") - 0.1, "decay without caps: 10^%g, not 10^%g",
+          decayed, cli_value("certificate_log10"));
     for (int i = 0; i < 2; i++) { // these promise nothing, and say so
         cli_good(cli_run("train --data text " CLI_NET "--steps 3 --tokens 9 --optimizer adamw "
                          "--constraint %s --out k.st", i ? "hammer" : "decay"));
@@ -2776,7 +2811,7 @@ static void test_cli_lies(void) {
         {"\"lr\":\"", "\"lr\":\"nan", "lr"}, {"\"lr\":\"", "\"lr\":\"-", "lr"},
         {"\"step\":\"2\"", "\"step\":\"-2\"", "step"}, {"\"step\":\"2\"", "\"step\":\"2x\"",
                                                         "step"},
-        {"\"rng\":\"", "\"rng\":\"99999999999999999999", "rng"}, {"lipgpt 1", "lipgpt 9", "format"},
+        {"\"rng\":\"", "\"rng\":\"99999999999999999999", "rng"}, {"lipgpt 2", "lipgpt 9", "format"},
         {"\"vocabulary_size\":\"2\"", "\"vocabulary_size\":\"3\"", "vocabulary"},
         {"\"vocabulary_size\":\"2\"", "\"vocabulary_size\":\"4294967298\"", "vocabulary"},
         {"\"vocabulary\":\"6162\"", "\"vocabulary\":\"616\"", "vocabulary"},
