@@ -500,7 +500,7 @@ typedef struct { // every setting of the program; section 11 gives names, defaul
 } Config;
 
 typedef enum { MUON, ADAMW } Optimizer;
-typedef enum { SOFT, HARD, NORMALIZE, STIEFEL, HAMMER, DECAY } Constraint; // the first four hold
+typedef enum { SOFT, HARD, NORMALIZE, STIEFEL, HAMMER, DECAY } Constraint;
 
 // The tensors of a model, in the order in which they stand in memory. A tensor that the settings do
 // not ask for has no rows.
@@ -544,6 +544,7 @@ static float *values(const Model *m, float *base, Kind kind, int block) {
     return base && t->size ? base + t->offset : NULL;
 }
 
+static bool holds_caps(const Config *c) { return c->constraint <= STIEFEL; } // see constrain
 static double keep_of(const Config *c) { return c->plain_residual ? 1 : 1 - c->residual; }
 static double share_of(const Config *c) { return c->plain_residual ? 1 : c->residual; }
 
@@ -872,17 +873,17 @@ static void soft_cap(Scratch *s, int n, int k, double top, double cap) {
     }
 }
 
-// hard_cap: singular values <- min(x, w), by min(w, x) = (w + x - |w - x|) / 2 and matrix products
-// only: with the matrix sign O = U V^T of X and S, that of the symmetric w I - O X^T,
-//   X <- (w O + X - S (w O - X)) / 2.
-// The sign takes two rounds of orthogonalize, for values far below the largest, and two of x <-
-// (3 x - x^3) / 2, which squares what is left of the error. (The paper's code has a fixed
-// polynomial instead, whose slope 0.951 at 0 shrinks every weight at every step.)
+// matrix_sign: X = U S V^T becomes U V^T. Two rounds of orthogonalize, for values far below the
+// largest, and two of x <- (3 x - x^3) / 2, which squares what is left of the error.
 static void matrix_sign(Scratch *s, int n, int k) {
     for (int i = 0; i < 2; i++) orthogonalize(s, n, k);
     for (int i = 0; i < 2; i++) odd_polynomial(s, n, k, 1.5, -0.5, 0);
 }
 
+// hard_cap: singular values <- min(x, w), by min(w, x) = (w + x - |w - x|) / 2 and matrix products
+// only: with the sign O of X, and S that of the symmetric w I - O X^T,
+//   X <- (w O + X - S (w O - X)) / 2.
+// (The paper's code has a fixed polynomial, whose slope 0.951 at 0 shrinks all at every step.)
 static void hard_cap(Scratch *s, int n, int k, double cap) {
     size_t nk = (size_t)n * k;
     float *x = floats(2 * nk), *o = memcpy(x, s->x, nk * sizeof(float));
@@ -1003,7 +1004,7 @@ static void optimizer_step(Model *m, const float *gradient, double eta) {
         for (size_t j = 0; j < size; j++)
             momentum[j] = (float)c->beta * momentum[j] + (float)(1 - c->beta) * gradient[start + j];
         double u = c->optimizer == MUON ? eta * t->share : 0;
-        if (c->optimizer == ADAMW)
+        if (c->optimizer == ADAMW) // then only caps are left to do: u = 0
             adamw(c, w, momentum, m->second + start, gradient + start, size, eta);
         if (!is_matrix(t->kind)) update_rows(t, w, momentum, u);
         else if (c->optimizer == MUON || t->cap > 0 || c->constraint == DECAY)
@@ -1120,10 +1121,6 @@ static double divide_by_norm(double *G, size_t n) {
 #define EPSILON 2.220446049250313e-16
 #define GRAM_STEPS 12
 #define GRAM_ERROR(n, k) (8 * ((k) + 64.0) * (n) * EPSILON)
-static double bracket_width(double n) { // upper / truth at most, with room for float rounding
-    return pow(larger(n, 1), ldexp(1, -GRAM_STEPS - 2)) * (1 + 10 * ROUNDING);
-}
-
 static Bracket spectral_norm(const float *W, int rows, int cols, float *direction) {
     int n = least(rows, cols), k = rows + cols - n;
     int wide_n = (n + WIDE - 1) / WIDE * WIDE, wide_k = (k + WIDE - 1) / WIDE * WIDE;
@@ -1161,6 +1158,11 @@ static Bracket spectral_norm(const float *W, int rows, int cols, float *directio
     Bracket found = {sqrt(lower / largest) * (1 - error), exp(log_norm / 2) * (1 + error)};
     free(memory);
     return norm == 0 ? (Bracket){0, 0} : isfinite(norm) ? found : (Bracket){0, INFINITY};
+}
+
+// bracket_width: the most that an upper end exceeds its norm by, with room for float rounding.
+static double bracket_width(double n) {
+    return pow(larger(n, 1), ldexp(1, -GRAM_STEPS - 2)) * (1 + 10 * ROUNDING);
 }
 
 // Norms: of every tensor as a whole (slot 0) and of its heads' slices (slots 1..H, q, k, v only).
@@ -1297,7 +1299,7 @@ static void certify(const Model *m, Norms *norms, Certificate *out) {
 static bool is_constrained(const Config *c) {
     return c->cap_qk > 0 && c->cap_v > 0 && c->cap_o > 0 && c->cap_in > 0 && c->cap_out > 0 &&
            c->cap_head > 0 && c->cap_embed > 0 && (!c->bias || c->cap_bias > 0) &&
-           c->constraint <= STIEFEL;
+           holds_caps(c);
 }
 
 // scale_caps: the budget's one knob: scores, MLP and head times `factor`. W_v and W_o stay as they
@@ -2130,7 +2132,7 @@ static void write_sample(FILE *file, const Run *r, const Config *settings, const
 static void check_step(Run *r) {
     certify(r->m, &r->norms, &r->certificate);
     double over = largest_over_cap(r, true), budget = r->m->config.lipschitz;
-    if (over > 1 + 2 * ROUNDING && r->m->config.constraint <= STIEFEL)
+    if (over > 1 + 2 * ROUNDING && holds_caps(&r->m->config))
         die("report this as a bug", "step %d: a norm is %.9f times its cap", r->progress.step,
             over);
     if (budget > 0 && is_constrained(&r->m->config) &&
@@ -2251,7 +2253,7 @@ static Run start(Config *c) {
                   c->stop);
     Run r = run_create(m, data, progress);
     if (*c->resume) certify(m, &r.norms, &r.certificate);
-    if (*c->resume && largest_over_cap(&r, true) > 1 + 2 * ROUNDING && c->constraint <= STIEFEL)
+    if (*c->resume && largest_over_cap(&r, true) > 1 + 2 * ROUNDING && holds_caps(c))
         die(REFETCH, "%s: a norm is %.6g times its cap", c->resume, largest_over_cap(&r, true));
     return r;
 }
@@ -2678,7 +2680,7 @@ static Config settings_from(const Given *given, int command) {
         if (given_for(given, cap_names[i]))
             die_usage("give one or the other",
                       "--lipschitz chooses the caps, but --%s is given, too", cap_names[i]);
-    if (c.lipschitz > 0 && c.constraint > STIEFEL)
+    if (c.lipschitz > 0 && !holds_caps(&c))
         die_usage("choose soft, hard, normalize or stiefel",
                   "--lipschitz cannot be held by --constraint %s",
                   c.constraint == HAMMER ? "hammer" : "decay");

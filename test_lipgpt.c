@@ -1065,7 +1065,7 @@ static void test_paper_bound(void) {
     free(norms.of), free(out.layers), model_free(m);
 }
 
-// The sound bound at random norms, per head, against CERTIFICATE.md part B evaluated here.
+// The sound bound at random norms, per head, against dev/certificate.md evaluated here.
 static void test_sound_bound(void) {
     Rng rng = {80};
     for (int variant = 0; variant < VARIANTS; variant++) {
@@ -2892,7 +2892,7 @@ static void test_cli_fuzz(void) {
 }
 
 static void test_cli(void) {
-    char here[1024] = "", directory[] = "/tmp/lipgpt-test-XXXXXX";
+    char here[1024] = "", directory[] = "build/cli-XXXXXX";
     static char absolute[2048];
     const char *threads = getenv("OMP_NUM_THREADS");
     char old[16] = "";

@@ -30,7 +30,7 @@ EDGE = 3.5  # log10 of the picture's largest bound
 COUNTING = 54.0  # percent, full validation: the best line of dev/ngram.py
 
 # The run that the paper's headline most likely was: plain residual, no 1/3, and the learning-rate trick,
-# whose shares (METHOD, section 6) are no option of lipgpt: this line of model_plan is replaced.
+# whose shares are no option of lipgpt: this line of model_plan is replaced.
 SHARE = "t->share = plan[t->kind].share;"
 TRICK = """t->share = t->kind == HEAD ? ends
                    : t->kind == EMBED ? ends * pow(8, -c->blocks)
