@@ -2,8 +2,9 @@
 //
 // Everything is measured in one run: first the peak, the rate of independent fused multiply-adds in
 // registers, then each kernel and the whole training step against it. Shares travel between
-// machines and survive a noisy one; seconds do not. Every figure is a median of several repetitions. If
-// OpenBLAS can be loaded (Debian: apt install libopenblas0), the matrix products stand against it.
+// machines and survive a noisy one; seconds do not. Every figure is a median of several
+// repetitions. If OpenBLAS can be loaded (Debian: apt install libopenblas0), the matrix products
+// stand against it.
 //
 // Columns: what, GFLOP/s, share of peak, and for products the ratio to OpenBLAS on the same shape.
 // Flops are those that are needed: masked triangles and mirrored halves count 0.
@@ -69,7 +70,7 @@ static void fill_random(float *x, size_t n) {
         x[i] = (float)(rng_uniform(&rng) - 0.5);
 }
 
-// product: C (M, N) = A B by one thread, in one of the forms of a linear layer; returns ours / OpenBLAS.
+// product: C (M, N) = A B by one thread, in a form of a linear layer; returns ours / OpenBLAS.
 static double product(int M, int N, int K, int form, double of, double *share) {
     static const char *const forms[] = {"x W^T", "dy W", "dy^T x"};
     size_t most = 1024 * 1024;
@@ -104,7 +105,7 @@ static void products(double of) {
     static const int shapes[][2] = {{256, 256}, {768, 256}, {1024, 256}, {256, 1024}, {65, 256}};
     enum { SHAPES = sizeof shapes / sizeof *shapes };
     double share = 0, least = INFINITY;
-    for (int i = 0; i < SHAPES; i++) { // the linear layers of the model: outputs, inputs; 256 tokens
+    for (int i = 0; i < SHAPES; i++) { // linear layers of the model: outputs, inputs; 256 tokens
         int O = shapes[i][0], I = shapes[i][1];
         least = smaller(least, product(256, O, I, 0, of, &share));
         least = smaller(least, product(256, I, O, 1, of, &share));
@@ -120,16 +121,16 @@ static void layers(const Run *r, double of) {
     int T = c->context, d = c->width, H = c->heads, F = d * c->mlp_ratio;
     double forward_time[9], backward_time[9], needed = 2.0 * T * (T + 1) * d; // two half products
     Workspace *s = r->spaces;
-    fill_random(s->blocks[0].qkv, (size_t)T * 3 * d), fill_random(s->dy, (size_t)T * d);
-    fill_random(s->blocks[0].z, (size_t)T * F);
+    BlockState *b = s->blocks;
+    fill_random(b->qkv, (size_t)T * 3 * d), fill_random(s->dy, (size_t)T * d);
+    fill_random(b->z, (size_t)T * F);
     for (int i = 0; i < 9; i++) {
         double start = seconds();
         for (int k = 0; k < 10; k++)
-            attention_forward(s->blocks[0].y, s->blocks[0].A, s->blocks[0].qkv, NULL, 1.0 / 64, T, T, d, H);
+            attention_forward(b->y, b->A, b->qkv, NULL, 1.0 / 64, T, T, d, H);
         forward_time[i] = (seconds() - start) / 10, start = seconds();
         for (int k = 0; k < 10; k++)
-            attention_backward(s->dqkv, s->dA, NULL, s->dy, s->blocks[0].A, s->blocks[0].qkv, 1.0 / 64,
-                               T, T, d, H);
+            attention_backward(s->dqkv, s->dA, NULL, s->dy, b->A, b->qkv, 1.0 / 64, T, T, d, H);
         backward_time[i] = (seconds() - start) / 10;
     }
     line("attention forward, with softmax", needed / median(forward_time, 9) / 1e9, of);
@@ -137,7 +138,7 @@ static void layers(const Run *r, double of) {
     for (int i = 0; i < 9; i++) {
         double start = seconds();
         for (int k = 0; k < 10; k++)
-            activation_forward(s->a, s->blocks[0].z, GELU, T, F);
+            activation_forward(s->a, b->z, GELU, T, F);
         forward_time[i] = (seconds() - start) / 10;
     }
     printf("%-44s %8.2f ns per unit\n", "GELU", 1e9 * median(forward_time, 9) / T / F);
@@ -158,7 +159,7 @@ static double flops_of_optimizer(const Model *m) {
         const Tensor *t = &m->tensors[i];
         double rows = t->rows / t->parts, n = smaller(rows, t->cols), k = larger(rows, t->cols);
         if (is_matrix(t->kind) && t->size) // 6 steps: two halves and a product; the cap: 2 x 1.5
-            sum += t->parts * (6 * (n * n * k + n * n * n + 2 * n * n * k) + 2 * (n * n * k + 2 * n * n * k));
+            sum += t->parts * (6 * (3 * n * n * k + n * n * n) + 2 * 3 * n * n * k);
     }
     return sum;
 }
@@ -184,8 +185,8 @@ static double steps(Run *r, int count, double *optimizer_seconds) {
 }
 
 int main(int argc, char **argv) {
-    char *no_arguments[] = {"bench", "train"};
-    Given given = read_arguments(argc > 1 ? argc + 1 : 2, argc > 1 ? argv - 1 : no_arguments, TRAIN);
+    char *none[] = {"bench", "train"};
+    Given given = read_arguments(argc > 1 ? argc + 1 : 2, argc > 1 ? argv - 1 : none, TRAIN);
     Config c = settings_from(&given, TRAIN);
     void *library = dlopen("libopenblas.so.0", RTLD_NOW);
     void (*set_threads)(int) = NULL;
@@ -200,8 +201,8 @@ int main(int argc, char **argv) {
     printf("%-44s %8s %9s\n", "", "GFLOP/s", "of peak");
     line("FMA peak, 1 thread", one, one);
     if (!openblas)
-        printf("no OpenBLAS to compare with: install libopenblas0 (Debian) or put libopenblas.so.0 on the "
-               "library path\n");
+        printf("no OpenBLAS to compare with: install libopenblas0 (Debian) or put libopenblas.so.0 "
+               "on the library path\n");
     products(one);
 
     enum { TOKENS = 20000 };
@@ -223,14 +224,14 @@ int main(int argc, char **argv) {
         whole = steps(&r, 5, &optimizer);
         snprintf(what, sizeof what, "training step %d x %d, %d thread%s", c.batch, c.context, t,
                  t > 1 ? "s" : "");
-        printf("%-44s %8.1f %7.1f %%  %.3f s, %.0f tokens/s", what,
-               (needed + flops_of_optimizer(r.m)) / whole / 1e9,
-               100 * (needed + flops_of_optimizer(r.m)) / whole / 1e9 / (t == 1 ? one : all * t / threads),
-               whole, c.batch * c.context / whole);
+        double rate = (needed + flops_of_optimizer(r.m)) / whole / 1e9;
+        double peak = t == 1 ? one : all * t / threads;
+        printf("%-44s %8.1f %7.1f %%  %.3f s, %.0f tokens/s", what, rate, 100 * rate / peak, whole,
+               c.batch * c.context / whole);
         printf(previous > 0 ? ", %.2fx of one thread\n" : "\n", previous / whole);
         previous = previous > 0 ? previous : whole;
-        snprintf(what, sizeof what, "  its optimizer: %.1f %% of the step", 100 * optimizer / whole);
-        line(what, flops_of_optimizer(r.m) / optimizer / 1e9, t == 1 ? one : all * t / threads);
+        snprintf(what, sizeof what, "  its optimizer: %.1f %% of step", 100 * optimizer / whole);
+        line(what, flops_of_optimizer(r.m) / optimizer / 1e9, peak);
         if (t == threads)
             break;
     }
