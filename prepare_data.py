@@ -112,7 +112,7 @@ def from_file(source, output):
     path = output or os.path.join(HERE, "data", os.path.basename(source))
     if not output and not wrong:
         path = TINY
-    if os.path.realpath(path) == TINY and wrong:
+    if os.path.realpath(path) == os.path.realpath(TINY) and wrong:
         raise Failure(f"{source} is not tinyshakespeare ({wrong}), so it cannot be stored as "
                       f"{shown(TINY)}: choose another name with --output.")
     if os.path.exists(path) and os.path.samefile(source, path):
