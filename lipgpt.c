@@ -30,6 +30,7 @@
 // weight, attention factor, |x| and MaxMin, position bias, MLP and logit biases, per-head caps.
 
 #define _POSIX_C_SOURCE 200809L
+#define _DARWIN_C_SOURCE // macOS: for _SC_PHYS_PAGES
 #include <ctype.h>
 #include <errno.h>
 #include <limits.h>
@@ -55,6 +56,9 @@ static int omp_get_max_threads(void) { return 1; }
 // ---------------------------------------------------------------------------------------------
 // 1. Tools: one failure policy, memory, time, random numbers.
 
+// fresh_line: on a terminal, what wipes out the progress line before something else is printed.
+static const char *fresh_line(void) { return isatty(2) ? "\r\033[K" : ""; }
+
 // fail: the only way this program fails: what happened, with the number or name that was wrong,
 // then what to do; exit status 2 for the command line, 1 for everything else.
 __attribute__((format(printf, 3, 4)))
@@ -67,7 +71,7 @@ _Noreturn static void fail(int status, const char *hint, const char *format, ...
     for (char *p = text; *p; p++) // names in a hostile file send nothing to the terminal
         if (iscntrl((unsigned char)*p)) *p = '?';
     fflush(stdout);
-    fprintf(stderr, "%slipgpt: %s; %s\n", isatty(2) ? "\r\033[K" : "", text, hint);
+    fprintf(stderr, "%slipgpt: %s; %s\n", fresh_line(), text, hint);
     exit(status);
 }
 #define die(...) fail(1, __VA_ARGS__)
@@ -155,7 +159,8 @@ INLINE float *at(Mat a, int i, int j) { return a.p + (size_t)i * a.row + (size_t
 INLINE void pack(float *to, int width, Mat a) {
     if (a.rows < width) memset(to, 0, (size_t)(width * a.cols) * sizeof(float));
     for (int k = 0; k < a.cols && a.row == 1; k++)
-        if (a.rows == width) memcpy(to + k * width, at(a, 0, k), (size_t)width * sizeof(float));
+        if (a.rows == width) // a size known when compiling becomes moves
+            memcpy(to + k * width, at(a, 0, k), (size_t)width * sizeof(float));
         else memcpy(to + k * width, at(a, 0, k), (size_t)a.rows * sizeof(float));
     for (int i = 0, k = 0; i < a.rows && a.row != 1; i += 4, k = 0) {
 #if defined __clang__ || __GNUC__ >= 12 // 4 x 4 transposed: zip rows 0, 2 and rows 1, 3, twice
@@ -1327,7 +1332,7 @@ static double bound_at_caps(const Config *c, double factor) {
 static void apply_budget(Config *c) {
     double low = log(0.05), high = log(1000), goal = log10(c->lipschitz);
     if (bound_at_caps(c, exp(low)) > goal)
-        die_usage("ask for more, or for smaller caps",
+        die_usage("ask for more, or give a smaller --cap-embed",
                   "--lipschitz %g is too small for this profile: the smallest possible is %.4g",
                   c->lipschitz, 1.001 * pow(10, bound_at_caps(c, exp(low))));
     for (int i = 0; i < 60; i++) {
@@ -1601,27 +1606,41 @@ static void append(Buffer *b, const char *format, ...) {
     }
 }
 
-// open_file: for writing, with the directories that its path names, or death.
+// open_file: path.tmp for writing, with the directories that its name needs, or death.
 static FILE *open_file(const char *path) {
     char copy[FILE_SIZE];
-    snprintf(copy, sizeof copy, "%s", path);
+    snprintf(copy, sizeof copy, "%s.tmp", path);
     for (char *p = strchr(copy + 1, '/'); p; p = strchr(p + 1, '/')) {
         *p = 0;
         if (mkdir(copy, 0777) != 0 && errno != EEXIST)
             die("choose another place", "cannot make the directory %s: %s", copy, strerror(errno));
         *p = '/';
     }
-    FILE *file = fopen(path, "w");
-    if (!file) die("choose another place", "cannot write %s: %s", path, strerror(errno));
+    FILE *file = fopen(copy, "w");
+    if (!file) die("choose another place", "cannot write %s: %s", copy, strerror(errno));
     return file;
 }
 
-// check_writable: that a file can be written later on, by path.tmp and a rename over it.
+// finish_file: path.tmp is complete and becomes path, still open: whatever happens, path is never
+// half written.
+static void finish_file(FILE *file, const char *path) {
+    char temporary[FILE_SIZE];
+    snprintf(temporary, sizeof temporary, "%s.tmp", path);
+    if (fflush(file) == 0 && !ferror(file) && fsync(fileno(file)) == 0 &&
+        rename(temporary, path) == 0)
+        return;
+    int reason = errno;
+    remove(temporary);
+    die("make room on the disk, or choose another place", "cannot write %s: %s", path,
+        strerror(reason));
+}
+
+// check_writable: that a file can be written later on.
 static void check_writable(const char *path) {
     char temporary[FILE_SIZE];
     struct stat status;
     snprintf(temporary, sizeof temporary, "%s.tmp", path);
-    fclose(open_file(temporary)), remove(temporary);
+    fclose(open_file(path)), remove(temporary);
     if (stat(path, &status) == 0 && !S_ISREG(status.st_mode))
         die("choose another place", "%s is not a regular file", path);
 }
@@ -1644,10 +1663,8 @@ typedef struct { // a named tensor of a file: (rows, cols) numbers at bytes [beg
     float *values; // to write from
 } Entry;
 
-// save_tensors: header and data into path.tmp, then rename: whatever happens, path is never half
-// written. metadata is JSON text, `"key":"value",...`.
+// save_tensors: header and data. metadata is JSON text, `"key":"value",...`.
 static void save_tensors(const char *path, const char *metadata, Entry *entries, int count) {
-    char temporary[FILE_SIZE];
     Buffer header = {0};
     append(&header, "{\"__metadata__\":{%s}", metadata);
     for (size_t i = 0, begin = 0; i < (size_t)count; begin = entries[i++].end) {
@@ -1658,20 +1675,12 @@ static void save_tensors(const char *path, const char *metadata, Entry *entries,
     }
     append(&header, "}");
     while (header.length % 8) append(&header, " ");
-    snprintf(temporary, sizeof temporary, "%s.tmp", path);
-    FILE *file = open_file(temporary);
+    FILE *file = open_file(path);
     uint64_t length = header.length;
-    bool good = fwrite(&length, 8, 1, file) == 1 && fwrite(header.text, length, 1, file) == 1;
-    for (Entry *e = entries; e < entries + count && good; e++)
-        good = fwrite(e->values, sizeof(float), e->rows * e->cols, file) == e->rows * e->cols;
-    good = good && fflush(file) == 0 && fsync(fileno(file)) == 0;
-    good = fclose(file) == 0 && good && rename(temporary, path) == 0;
-    if (!good) {
-        int reason = errno;
-        remove(temporary);
-        die("make room on the disk, or choose another place", "cannot write %s: %s", path,
-            strerror(reason));
-    }
+    fwrite(&length, 8, 1, file), fwrite(header.text, length, 1, file);
+    for (Entry *e = entries; e < entries + count; e++)
+        fwrite(e->values, sizeof(float), e->rows * e->cols, file);
+    finish_file(file, path), fclose(file);
     free(header.text);
 }
 
@@ -1735,7 +1744,7 @@ static void parse_metadata(File *f, char *key) {
 }
 
 static void parse_entry(File *f, char *name) {
-    Entry e = {.rows = 1};
+    Entry e;
     size_t n[4];
     if (strlen(name) >= sizeof e.name)
         die(REFETCH, "%s: the tensor name %.80s... is too long", f->path, name);
@@ -2170,32 +2179,40 @@ static void train_step(Run *r) {
 #endif
 }
 
-// open_log: a new log with its header, or the old one up to the step that is resumed.
-static FILE *open_log(const char *path, int resumed_step) {
-    char line[1024], temporary[FILE_SIZE];
-    snprintf(temporary, sizeof temporary, "%s.tmp", path);
+// open_log: a new log with its header, or the old one up to the step that is resumed, where it must
+// show the certificate of the weights: a log of another run would lose its rows.
+static FILE *open_log(const char *path, int resumed_step, const char *certificate) {
+    char line[1024], shown[32];
+    int rows = 0, found = 0;
+    Buffer text = {0};
+    append(&text, "step\ttokens\ttrain_loss\tfull_loss\tfull_accuracy\tcertificate\tpaper_bound\t"
+           "largest_activation\tlargest_norm_over_cap\tlr\tseconds\tcertificate_over_budget\n");
     FILE *old = resumed_step ? fopen(path, "r") : NULL;
     if (!old && resumed_step && errno != ENOENT)
         die("give another --log", "cannot read %s to go on with it: %s", path, strerror(errno));
-    FILE *log = open_file(temporary);
-    fputs("step\ttokens\ttrain_loss\tfull_loss\tfull_accuracy\tcertificate\tpaper_bound\t"
-          "largest_activation\tlargest_norm_over_cap\tlr\tseconds\tcertificate_over_budget\n", log);
-    while (old && fgets(line, sizeof line, old))
-        if (isdigit((unsigned char)*line) && atoi(line) <= resumed_step && strchr(line, '\n'))
-            fputs(line, log);
+    while (old && fgets(line, sizeof line, old)) {
+        if (!isdigit((unsigned char)*line) || !strchr(line, '\n')) continue;
+        rows++, found += atoi(line) == resumed_step &&
+                         sscanf(line, "%*s %*s %*s %*s %*s %31s", shown) == 1 &&
+                         !strcmp(shown, certificate);
+        if (atoi(line) <= resumed_step) append(&text, "%s", line);
+    }
     if (old) fclose(old);
-    if (fflush(log) != 0 || ferror(log) || rename(temporary, path) != 0)
-        die("make room on the disk, or choose another --log", "cannot write %s: %s", path,
-            strerror(errno));
-    return log; // still open under its new name
+    if (rows > 0 && !found)
+        die("give another --log", "%s is of another run: its certificate of step %d is not %s",
+            path, resumed_step, certificate);
+    FILE *log = open_file(path);
+    fputs(text.text, log), free(text.text);
+    finish_file(log, path);
+    return log;
 }
 
 // show_progress: what a terminal redraws after every step, and what follows each report.
-static void show_progress(const Run *r, const char *before, const char *after) {
+static void show_progress(const Run *r, const char *after) {
     const Config *c = &r->m->config;
     double pace = (seconds() - r->began) / (r->progress.step - r->first); // seconds per step
     long long left = (long long)(pace * (c->steps - r->progress.step));
-    fprintf(stderr, "%s%d/%d  train %.4f  %.0f tokens/s  ETA %lld:%02lld:%02lld%s", before,
+    fprintf(stderr, "%s%d/%d  train %.4f  %.0f tokens/s  ETA %lld:%02lld:%02lld%s", fresh_line(),
             r->progress.step, c->steps, r->train_loss, (double)c->batch * c->context / pace,
             left / 3600, left / 60 % 60, left % 60, after);
 }
@@ -2218,7 +2235,7 @@ static void report(Run *r, FILE *log) {
     checkpoint_save(c->out, r->m, &r->data, &r->progress, &r->certificate);
     snprintf(text, sizeof text, "  validation %.4f (%.2f %%)  certificate %s  paper's bound %s\n",
              full.loss, 100 * full.accuracy, K, paper);
-    show_progress(r, isatty(2) ? "\r\033[K" : "", text);
+    show_progress(r, text);
 }
 
 // start: a fresh model, or that of a checkpoint with its settings, but for those given again.
@@ -2270,7 +2287,7 @@ static int command_train(Config *settings) {
     snprintf(path, sizeof path, "%s.txt", c->out);
     check_distinct((const char *const[]){c->data, c->out, path, c->log}, 4);
     check_writable(c->out), check_writable(path), check_writable(c->log); // not after hours
-    FILE *log = open_log(c->log, r.first);
+    FILE *log = open_log(c->log, r.first, show_bound(r.certificate.log10_sound));
     fprintf(stderr, "%zu parameters, %d threads, %d lanes; %s: %zu tokens, vocabulary %d\n",
             r.m->size, r.threads, r.lane_count, c->data, r.data.count, c->vocabulary);
     if (!is_constrained(c))
@@ -2280,18 +2297,17 @@ static int command_train(Config *settings) {
     while (step < end && !interrupted) {
         train_step(&r);
         step = r.progress.step;
-        if (isatty(2)) show_progress(&r, "\r\033[K", "");
+        if (isatty(2)) show_progress(&r, "");
         if (step % c->eval_every == 0 || step == end) report(&r, log);
         if (c->sample_every && step % c->sample_every == 0 && step < end)
-            write_sample(stderr, &r, c, "");
+            fputs(fresh_line(), stderr), write_sample(stderr, &r, c, "");
     }
     if (r.reported != step && step > r.first) report(&r, log);
     if (step == c->steps) {
-        FILE *sample = open_file(path);
         print_results(&r, true, NULL);
+        FILE *sample = open_file(path);
         write_sample(sample, &r, c, "");
-        if (ferror(sample) | fclose(sample))
-            die("make room on the disk", "cannot write %s: %s", path, strerror(errno));
+        finish_file(sample, path), fclose(sample);
         printf("checkpoint\t%s\nsample\t%s\nlog\t%s\n", c->out, path, c->log);
     } else
         fprintf(stderr, "stopped at step %d of %d; go on with: ./lipgpt train --resume %s --log "
@@ -2359,7 +2375,6 @@ static void print_search(const Run *r, const Config *settings, bool with_data) {
     if (*settings->pair) { // so that the claim can be checked
         Entry entries[2] = {{"x", (size_t)T, (size_t)d, 0, 0, x + n * (size_t)winner},
                             {"y", (size_t)T, (size_t)d, 0, 0, y + n * (size_t)winner}};
-        check_writable(settings->pair);
         save_tensors(settings->pair, "\"what\":\"two embedded inputs of lower_bound\"", entries, 2);
         printf("pair\t%s\n", settings->pair);
     }
@@ -2393,7 +2408,7 @@ static void print_predictions(const Run *r, const Config *settings) {
             embedding_forward(x, values(m, m->weights, EMBED, 0), tokens, T, d);
             run(m, s, x, T);
             for (int t = 0; t < T; t++)
-                proven += margin(s->logits + (size_t)t * V, tokens[t + 1], distances, V) >= reach;
+                proven += margin(s->logits + (size_t)t * V, tokens[t + 1], distances, V) > reach;
             attack(m, s, x, tokens + 1, eps, eps > 0 ? 20 : 0, T, safe);
             for (int t = 0; t < T; t++) held += safe[t];
             positions += T;
@@ -2404,32 +2419,36 @@ static void print_predictions(const Run *r, const Config *settings) {
     free(distances), free(at_eps.layers);
 }
 
-// command_certify: the model of --model, its certificate, and what data and search say of it; eval
-// is the same without search and predictions.
-static int command_certify(Config *settings) {
+// measure: the model of --model, its certificate, and what data says of it; for certify also the
+// search and the predictions. eval takes the text of the training unless another is given.
+static int measure(Config *settings, bool is_eval) {
     Data data;
     Progress progress;
+    if (*settings->pair && !settings->search_steps)
+        die_usage("give it some", "--pair %s wants a search, but --search-steps is 0",
+                  settings->pair);
     Model *m = checkpoint_load(settings->model, false, &data, &progress);
+    if (is_eval && !*settings->data) strcpy(settings->data, m->config.data);
     bool with_data = *settings->data;
     check_distinct((const char *const[]){settings->pair, settings->model}, 2);
-    check_distinct((const char *const[]){settings->pair, settings->data}, *settings->data ? 2 : 1);
+    check_distinct((const char *const[]){settings->pair, settings->data}, with_data ? 2 : 1);
+    if (*settings->pair) check_writable(settings->pair);
     if (with_data) data = load_data(settings->data, m->config.context, &data);
     Run r = run_create(m, data, progress);
     double *seen = doubles(2 * (size_t)m->config.blocks + 1);
     certify(m, &r.norms, &r.certificate);
+    if (with_data) printf("data\t%s\n", settings->data);
     print_results(&r, with_data, seen);
-    if (settings->search_steps) print_search(&r, settings, with_data);
+    if (!is_eval && settings->search_steps) print_search(&r, settings, with_data);
     print_tables(&r, with_data ? seen : NULL);
-    if (settings->windows && with_data && m->config.vocabulary <= 4096) // distances are (V, V)
+    if (!is_eval && settings->windows && with_data && m->config.vocabulary <= 4096) // (V, V)
         print_predictions(&r, settings);
     free(seen);
     return run_free(&r, 0);
 }
 
-static int command_eval(Config *settings) {
-    settings->search_steps = settings->windows = 0;
-    return command_certify(settings);
-}
+static int command_eval(Config *settings) { return measure(settings, true); }
+static int command_certify(Config *settings) { return measure(settings, false); }
 
 static int command_sample(Config *settings) {
     Data vocabulary;
@@ -2461,7 +2480,7 @@ typedef struct {
 #define AT(field) offsetof(Config, field)
 static const Option options[] = {
     {"data", TEXT, AT(data), 0, 0, "data/tinyshakespeare.txt", KEPT | EVAL | CERTIFY,
-     "text, or token shard"},
+     "text, or token shard; eval: the model's own; certify: none unless given"},
     {"model", TEXT, AT(model), 0, 0, "out/lipgpt.safetensors", EVAL | CERTIFY | SAMPLE,
      "checkpoint"},
     {"out", TEXT, AT(out), 0, 0, "out/lipgpt.safetensors", TRAIN, "checkpoint to write"},
@@ -2476,7 +2495,7 @@ static const Option options[] = {
     {"heads", INTEGER, AT(heads), 1, 1 << 10, "4", KEPT, "of attention, H"},
     {"blocks", INTEGER, AT(blocks), 1, 1 << 10, "3", KEPT, "L"},
     {"mlp-ratio", INTEGER, AT(mlp_ratio), 1, 64, "4", KEPT, "hidden units / width (ours)"},
-    {"residual", REAL, AT(residual), 0, 1, "0", KEPT,
+    {"residual", REAL, AT(residual), 0, 0.99, "0", KEPT,
      "weight of a layer in the stream (ours); 0 = the paper's 1/(2 blocks)"},
     {"plain-residual", SWITCH, AT(plain_residual), 0, 1, "0", KEPT, "x + F(x), not a convex mix"},
     {"attention-factor", REAL, AT(attention_factor), 1e-3, 1e3, "0.33333333333333331", KEPT,
@@ -2503,7 +2522,7 @@ static const Option options[] = {
     {"share-embed", REAL, AT(share_embed), 0, 1e6, "1", KEPT, "factor on its step (ours); muon"},
     {"share-head", REAL, AT(share_head), 0, 1e6, "1", KEPT, "factor on its step (ours); muon"},
     {"share-bias", REAL, AT(share_bias), 0, 1e6, "0.1", KEPT, "step of biases (ours); muon"},
-    {"cap", REAL, AT(cap), 0, 1e6, "0", TRAIN, "of all matrices: RMS->RMS norm; 0 = none"},
+    {"cap", REAL, AT(cap), 0, 1e6, "1.2", TRAIN, "of all matrices: RMS->RMS norm; 0 = none"},
     {"cap-qk", REAL, AT(cap_qk), 0, 1e6, "1.2", KEPT, "of W_q and W_k"},
     {"cap-v", REAL, AT(cap_v), 0, 1e6, "1.2", KEPT, "of W_v"},
     {"cap-o", REAL, AT(cap_o), 0, 1e6, "1.2", KEPT, "of W_o"},
@@ -2562,10 +2581,11 @@ static void set_option(Config *c, const Option *o, const char *value, const char
     double number = o->type == TEXT || o->type == CHOICE ? 0 : strtod(value, &end);
     if (o->type == TEXT) {
         bool clean = true;
-        for (const char *p = value; *p; p++) clean = clean && !iscntrl((unsigned char)*p);
+        for (const char *p = value; *p && o->offset != AT(prompt); p++)
+            clean = clean && !iscntrl((unsigned char)*p);
         if (strlen(value) >= PATH_SIZE || !clean)
-            fail(status, "shorten it", "%s%s takes at most %d bytes without control characters, "
-                 "got %zu", source, o->name, PATH_SIZE - 1, strlen(value));
+            fail(status, "shorten it, or leave those out", "%s%s takes at most %d bytes without "
+                 "control characters, got %zu", source, o->name, PATH_SIZE - 1, strlen(value));
         strcpy(field, value);
     } else if (o->type == CHOICE) {
         for (int i = 0; i < o->high; i++)
@@ -2670,7 +2690,7 @@ static Config settings_from(const Given *given, int command) {
     for (int i = 0; i < OPTIONS; i++) {
         if (!given->value[i]) continue;
         set_option(&c, &options[i], given->value[i], "--", 2);
-        bool allowed = !*c.resume && !given_for(given, "resume");
+        bool allowed = !given_for(given, "resume");
         for (int j = 0; j < 6; j++) allowed = allowed || !strcmp(options[i].name, again[j]);
         if (!allowed)
             die_usage("leave it out", "--%s comes from the checkpoint when a run is resumed",
@@ -2687,7 +2707,7 @@ static Config settings_from(const Given *given, int command) {
     if (c.lipschitz > 0 && (c.cap_embed == 0 || (c.bias && c.cap_bias == 0)))
         die_usage("give it a positive cap", "--lipschitz cannot be held with --%s 0",
                   c.cap_embed == 0 ? "cap-embed" : "cap-bias");
-    if (command == CERTIFY && !given_for(given, "data")) c.data[0] = 0; // certify can do without
+    if (command != TRAIN && !given_for(given, "data")) c.data[0] = 0; // see measure
     if (c.residual == 0) c.residual = 0.5 / c.blocks;
     if (*c.resume) { // 0 and "": as in the checkpoint
         c.steps = given_for(given, "steps") ? c.steps : 0;

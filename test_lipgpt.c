@@ -2226,6 +2226,8 @@ static void test_cli_arguments(void) {
         {"train --preset tight --lipschitz 9 --cap-bias 0", "--cap-bias"},
         {"train --data text --context 8 --lipschitz 1e-9", "--lipschitz 1e-09 is too small"},
         {"train --resume no.st --lr 1", "--lr"}, {"train --resume no.st --bias", "--bias"},
+        {"train --residual 1", "--residual"}, // keeps nothing: no gradient ever reaches a weight
+        {"certify --model no.st --search-steps 0 --pair p.st", "--pair p.st"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
         cli_refuses(2, bad[i].reason, "%s", bad[i].arguments);
@@ -2234,6 +2236,9 @@ static void test_cli_arguments(void) {
           cli_err);
     check(cli_run("sample --seed 3 --help") == 0 && strstr(cli_out, "--prompt") && !*cli_err,
           "sample --help: %s", cli_err);
+    cli_good(cli_run("train --help"));
+    check(strstr(cli_out, "0 = none [1.2]") != NULL, "--help shows another default of --cap: %s",
+          cli_out);
 }
 
 // The smallest budget that a refusal names must itself be accepted, and then held.
@@ -2342,6 +2347,8 @@ static void test_cli_outputs(void) {
     cli_good(cli_run("eval --data text --model a/b/m.st"));
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         check(isfinite(cli_value(names[i])), "eval: no %s in: %s", names[i], cli_out);
+    check(strstr(cli_out, "data\ttext\n") != NULL, "eval does not say on what: %s", cli_out);
+    cli_good(cli_run("eval --model a/b/m.st")); // the text it was trained on is the default
     check(cli_value("full_loss") == loss && cli_value("certificate") == certificate,
           "eval says %g, %g, train %g, %g", cli_value("full_loss"), cli_value("certificate"), loss,
           certificate);
@@ -2386,6 +2393,8 @@ static void test_cli_sample(void) {
     cli_refuses(1, "byte 63", "sample --model a/b/m.st --prompt dr?am");
     cli_good(cli_run("sample --model a/b/m.st --tokens 0 --prompt=is"));
     check(!strcmp(cli_out, "is\n"), "no tokens: %s", cli_out);
+    cli_good(cli_run("sample --model a/b/m.st --tokens 0 --prompt=dream\nto"));
+    check(!strcmp(cli_out, "dream\nto\n"), "a prompt of two lines: %s", cli_out);
 }
 
 // --- Resuming: an interrupted run ends bit for bit like the other, and so does any thread count.
@@ -2427,6 +2436,11 @@ static void test_cli_resume(void) {
     check(file && fwrite(bytes, 1, n, file) == n && fclose(file) == 0, "cannot write h.st");
     free(bytes);
     cli_refuses(1, "negative", "certify --model h.st");
+    cli_good(cli_run(CLI_RUN "--seed 1 --out seed.st --log seed"));
+    char *before = cli_read("seed", &n), *after;
+    cli_refuses(1, "another run", "train --resume part.st --log seed"); // would cost it its rows
+    check((after = cli_read("seed", &n)) && before && !strcmp(before, after), "a log was lost");
+    free(before), free(after);
     cli_refuses(2, "--lr", "train --resume part.st --lr 1");
     cli_refuses(2, "--context", "train --resume part.st --context=8");
     cli_refuses(1, "other", "train --resume part.st --data other");
@@ -2646,6 +2660,14 @@ static void test_cli_one_file_twice(void) {
     check(text && same && before == after && !memcmp(text, same, before), "the text was lost");
     cli_good(cli_run("train --data text " CLI_NET "--steps 4 --stop 2 --out twice.st --log twice"));
     cli_refuses(1, "cannot read loop", "train --resume twice.st --log loop");
+    free(text), free(same);
+    // a sample replaces what has its name, and writes into nothing
+    text = cli_read("other", &before);
+    check(link("other", "linked.st.txt") == 0, "cannot make the link");
+    cli_good(cli_run("train --data text " CLI_NET "--steps 2 --tokens 9 --out linked.st"));
+    same = cli_read("other", &after);
+    check(text && same && before == after && !memcmp(text, same, before), "it wrote into a link");
+    check(access("linked.st.txt.tmp", F_OK) != 0, "linked.st.txt.tmp was left behind");
     free(text), free(same);
 }
 
