@@ -97,11 +97,9 @@ def run(name, binary, arguments, data):
     certified = values(subprocess.run(
         [program, "certify", "--model", model, "--data", data, "--windows", "1"], check=True,
         capture_output=True, text=True).stdout)
-    with open(log) as file:
-        seconds = list(csv.DictReader(file, delimiter="\t"))[-1]["seconds"]
     pick = dict(zip(arguments[::2], arguments[1::2]))
     row = {"preset": name, "steps": pick["--steps"], "batch": pick["--batch"],
-           "seed": pick.get("--seed", "0"), "seconds": seconds,
+           "seed": pick.get("--seed", "0"), "seconds": f"{elapsed(log):.1f}",
            "command": " ".join([os.path.join(".", binary), "train"] + arguments)}
     row.update({key: certified[key] for key in COLUMNS if key in certified})
     fresh_table = not os.path.exists(TABLE)
@@ -112,12 +110,23 @@ def run(name, binary, arguments, data):
         writer.writerow(row)
 
 
+def read_log(log):
+    with open(log) as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def elapsed(log):
+    """Seconds of training: those of a resumed run start at 0 again."""
+    total = before = 0
+    for row in read_log(log):
+        now = float(row["seconds"])
+        total, before = total + now - (before if now > before else 0), now
+    return total
+
+
 def last_step(log, arguments):
     """Whether the log shows the run's last step."""
-    if not os.path.exists(log):
-        return False
-    with open(log) as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
+    rows = read_log(log) if os.path.exists(log) else []
     return bool(rows) and rows[-1]["step"] == arguments[arguments.index("--steps") + 1]
 
 
