@@ -178,7 +178,7 @@ def plot():
     axes.set_xlabel("sound Lipschitz bound, embeddings to logits")
     axes.set_ylabel("accuracy on the full validation split, %")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="center right", bbox_to_anchor=(1, 0.55))
     figure.tight_layout()
     figure.savefig(os.path.join(ROOT, "dev", "frontier.png"), dpi=120)
 
