@@ -2913,6 +2913,64 @@ static void test_cli_fuzz(void) {
           refused);
 }
 
+// --- prepare_data.py, a copy of it, so that its data/ is the tests' own. What a server sends comes
+// from addresses that need no network. Only the right text's arrival is not tested here: that would
+// take the text.
+#define NOWHERE "--url file:///no/such/text"
+static void cli_prepare(int wanted, const char *arguments, const char *out, const char *err) {
+    const char *program = binary;
+    binary = "/usr/bin/env";
+    int status = cli_run("python3 prepare_data.py %s", arguments);
+    binary = program;
+    check(status == wanted, "status %d, not %d: %s: %.300s", status, wanted, cli_line, cli_err);
+    check(!strcmp(cli_out, out), "stdout \"%s\", not \"%s\": %s", cli_out, out, cli_line);
+    for (char *p = cli_err; *p; p++)
+        *p = *p == '\n' ? ' ' : *p; // a box breaks its lines where it must
+    check(strstr(cli_err, err) != NULL, "no \"%s\": %s: %.300s", err, cli_line, cli_err);
+}
+
+static void test_cli_prepare_data(const char *here) {
+    char path[2048];
+    size_t size = 0, left = 0;
+    snprintf(path, sizeof path, "%s/prepare_data.py", here);
+    char *script = cli_read(path, &size);
+    if (!script) {
+        printf("prepare_data.py is not here: not tested\n");
+        return;
+    }
+    cli_write("prepare_data.py", script, size), cli_write("empty", "", 0);
+    cli_prepare(0, "--input text", "data/text\n", "copied text to data/text, 59");
+    check(cli_same("text", "data/text"), "--input changed the text");
+    cli_prepare(0, "--input data/text", "data/text\n", "already in place");
+    cli_prepare(0, "--input text --output a/b/c", "a/b/c\n", "copied text to a/b/c");
+    check(cli_same("text", "a/b/c"), "--output changed the text");
+    cli_prepare(1, "--input empty", "", "empty is empty");
+    cli_prepare(1, "--input nowhere", "", "cannot read nowhere");
+    cli_prepare(2, "--input text --fallback", "", "not allowed with");
+    cli_prepare(2, "--colour red", "", "--colour");
+    // nothing else is ever stored as tinyshakespeare, under whatever name
+    cli_prepare(1, "--input text --output data/tinyshakespeare.txt", "", "is not tinyshakespeare");
+    check(symlink("tinyshakespeare.txt", "data/link") == 0, "no symbolic link");
+    cli_prepare(1, "--input text --output data/link", "", "is not tinyshakespeare");
+    cli_prepare(1, "--url data:,dream", "", "is not tinyshakespeare: it has 5 bytes");
+    cli_prepare(1, NOWHERE, "", "could not download file:///no/such/text");
+    cli_prepare(1, "--url nonsense", "", "could not download nonsense");
+    check(access("data/tinyshakespeare.txt", F_OK) != 0, "another text became Shakespeare");
+    cli_write("data/tinyshakespeare.txt", "mine", 4);
+    cli_prepare(1, NOWHERE, "", "is there but is not tinyshakespeare: it has 4 bytes");
+    char *mine = cli_read("data/tinyshakespeare.txt", &left);
+    check(mine && left == 4, "a failed download took the file that was there");
+    cli_prepare(0, NOWHERE " --fallback", "data/fallback.txt\n", "THIS IS NOT SHAKESPEARE");
+    check(cli_same("prepare_data.py", "data/fallback.txt"), "the fallback is not the files here");
+    cli_write("wall", "", 0);
+    cli_prepare(1, "--input text --output wall/text", "", "cannot write wall/text");
+    DIR *directory = opendir("data");
+    for (struct dirent *d; directory && (d = readdir(directory));)
+        check(!strstr(d->d_name, ".tmp"), "left behind: %s", d->d_name);
+    closedir(directory), free(script), free(mine);
+    cli_remove("data"), cli_remove("a"), cli_remove("wall");
+}
+
 static void test_cli(void) {
     char here[1024] = "", directory[] = "build/cli-XXXXXX";
     static char absolute[2048];
@@ -2932,7 +2990,7 @@ static void test_cli(void) {
     test_cli_arguments(), test_cli_smallest_budget(), test_cli_data(), test_cli_outputs();
     test_cli_sample(), test_cli_resume(), test_cli_interrupt(), test_cli_options();
     test_cli_budgets(), test_cli_divergence(), test_cli_unwritable(), test_cli_full_disk();
-    test_cli_one_file_twice(), test_cli_outside_caps();
+    test_cli_one_file_twice(), test_cli_outside_caps(), test_cli_prepare_data(here);
     cli_tiny_model();
     if (cli_model && cli_header > 0)
         test_cli_truncated(), test_cli_lies(), test_cli_not_finite(), test_cli_fuzz();
