@@ -132,8 +132,9 @@ static double rng_normal(Rng *rng) { // Box-Muller
 // registers while the micro-kernel walks along k; a step loads NR numbers of B, broadcasts MR of A
 // and makes MR * NR multiply-adds of them. Packed panel: MR rows of A, or NR columns of B, copied
 // so that a step finds its numbers side by side: strides and transposes become alike, and zeros
-// fill what the matrix's edge cuts off. Cache block: a panel of A, KC deep (8 KB), stays in the L1
-// cache while the panels of a KC x NC block of B (0.5 MB) stream past it from the L2 cache.
+// fill what the matrix's edge cuts off. (Of a transposed A, a cache line's worth of rows at once,
+// so that no line is fetched twice.) Cache block: a panel of A, KC deep (16 KB at most), stays in
+// the L1 cache while the panels of a KC x NC block of B (0.5 MB) stream past it from the L2 cache.
 typedef struct { float *p; int rows, cols; size_t row, col; } Mat; // (i, j) is at p[i*row + j*col]
 
 // All of C; only C(i, j) with j <= i; A(i, k) counts as 0 for k > i; or for k < i.
@@ -149,6 +150,7 @@ enum { VEC_BYTES = 16, MR = 8, VECS = 3 };
 enum { VEC_BYTES = 16, MR = 4, VECS = 2 };
 #endif
 enum { WIDTH = VEC_BYTES / sizeof(float), NR = VECS * WIDTH, KC = 256, NC = 512 / NR * NR };
+enum { LINE = 16 }; // numbers of a cache line
 typedef float Vec __attribute__((vector_size(VEC_BYTES), aligned(4), may_alias));
 typedef float Four __attribute__((vector_size(4 * sizeof(float)), aligned(4), may_alias));
 INLINE Mat mat(float *p, int rows, int cols) { return (Mat){p, rows, cols, (size_t)cols, 1}; }
@@ -197,20 +199,28 @@ INLINE void micro_kernel(int mr, int vecs, Mat c, const float *a, int a_step, co
 }
 
 static void matmul(Mat c, Mat a, Mat b, float scale, int add, Triangle triangle) { // c.col is 1
-    static _Thread_local _Alignas(64) float panel[MR * KC + WIDTH], block[NC * KC];
+    static _Thread_local _Alignas(64) float panel[LINE * KC + WIDTH], block[NC * KC];
+    int side = a.row == 1 ? LINE : MR, from = 0; // rows of A in the panel, and their first k
     for (int j0 = 0; j0 < c.cols; j0 += NC) for (int k0 = 0; k0 < a.cols; k0 += KC) {
         int nc = least(NC, c.cols - j0), kc = least(KC, a.cols - k0);
         for (int j = 0; j < nc; j += NR)
             pack(block + j * kc, NR, (Mat){at(b, k0, j0 + j), least(NR, nc - j), kc, b.col, b.row});
-        for (int i = 0; i < c.rows; i += MR) {
+        for (int i = triangle == LOWER_OUT ? j0 / LINE * LINE : 0; i < c.rows; i += MR) {
             int rows = least(MR, c.rows - i), lo = triangle == UPPER_LEFT && i > k0 ? i : k0;
             int hi = least(k0 + kc, triangle == LOWER_LEFT ? i + rows : a.cols);
             int width = triangle == LOWER_OUT ? least(nc, i + rows - j0) : nc;
+            int end = least(k0 + kc, triangle == LOWER_LEFT ? i + side : a.cols);
+            if (i % side == 0 && lo < end) { // constant widths are faster
+                Mat next = {at(a, i, from = lo), least(side, c.rows - i), end - lo, a.row, a.col};
+                if (side == LINE) pack(panel, LINE, next);
+                else pack(panel, MR, next);
+            }
             if (lo >= hi || width <= 0) continue;
-            pack(panel, MR, (Mat){at(a, i, lo), rows, hi - lo, a.row, a.col});
+            float *ap = panel + (lo - from) * side + i % side;
             for (int p = 0; p < rows && triangle >= LOWER_LEFT && lo <= i && i < hi; p++)
-                for (int q = 0; q < p; q++) // all k of the diagonal are here, for MR divides KC
-                    panel[(i - lo) * MR + (triangle == LOWER_LEFT ? p * MR + q : q * MR + p)] = 0;
+                for (int q = 0; q < p; q++) // all k of the diagonal are here, for LINE divides KC
+                    ap[(i - lo) * side +
+                       (triangle == LOWER_LEFT ? p * side + q : q * side + p)] = 0;
             int more = add || lo > (triangle == UPPER_LEFT ? i : 0); // the first of the sum stores
             for (int j = 0; j < width; j += NR) {
                 int cols = least(NR, width - j), vecs = cols / WIDTH, thin = cols % WIDTH;
@@ -218,10 +228,10 @@ static void matmul(Mat c, Mat a, Mat b, float scale, int add, Triangle triangle)
                 Mat t = {at(c, i, j0 + j), rows, nc - j, c.row, 1};
                 if (VEC_BYTES == 64 && thin && thin <= 4) // a few columns: a transposed tile
                     micro_kernel(4, 1, (Mat){t.p + cols - thin, thin, rows, 1, c.row},
-                                 bp + cols - thin, NR, panel, MR, hi - lo, scale, more);
+                                 bp + cols - thin, NR, ap, side, hi - lo, scale, more);
                 else vecs += thin > 0;
 #define TRY(h, w) if ((rows > 4 ? MR : 4) == h && vecs == w) \
-                    micro_kernel(h, w, t, panel, MR, bp, NR, hi - lo, scale, more); else
+                    micro_kernel(h, w, t, ap, side, bp, NR, hi - lo, scale, more); else
                 TRY(MR, VECS) TRY(MR, 2) TRY(MR, 1) TRY(4, VECS) TRY(4, 2) TRY(4, 1) {}
             }
         }
