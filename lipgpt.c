@@ -200,7 +200,7 @@ INLINE void micro_kernel(int mr, int vecs, Mat c, const float *a, int a_step, co
 
 static void matmul(Mat c, Mat a, Mat b, float scale, int add, Triangle triangle) { // c.col is 1
     static _Thread_local _Alignas(64) float panel[LINE * KC + WIDTH], block[NC * KC];
-    int side = a.row == 1 ? LINE : MR, from = 0; // rows of A in the panel, and their first k
+    int group = a.row == 1 ? LINE : MR, from = 0; // rows of A in a panel, and its first k
     for (int j0 = 0; j0 < c.cols; j0 += NC) for (int k0 = 0; k0 < a.cols; k0 += KC) {
         int nc = least(NC, c.cols - j0), kc = least(KC, a.cols - k0);
         for (int j = 0; j < nc; j += NR)
@@ -209,18 +209,18 @@ static void matmul(Mat c, Mat a, Mat b, float scale, int add, Triangle triangle)
             int rows = least(MR, c.rows - i), lo = triangle == UPPER_LEFT && i > k0 ? i : k0;
             int hi = least(k0 + kc, triangle == LOWER_LEFT ? i + rows : a.cols);
             int width = triangle == LOWER_OUT ? least(nc, i + rows - j0) : nc;
-            int end = least(k0 + kc, triangle == LOWER_LEFT ? i + side : a.cols);
-            if (i % side == 0 && lo < end) { // constant widths are faster
-                Mat next = {at(a, i, from = lo), least(side, c.rows - i), end - lo, a.row, a.col};
-                if (side == LINE) pack(panel, LINE, next);
+            int end = least(k0 + kc, triangle == LOWER_LEFT ? i + group : a.cols);
+            if (i % group == 0 && lo < end) { // a width known when compiling packs faster
+                Mat next = {at(a, i, from = lo), least(group, c.rows - i), end - lo, a.row, a.col};
+                if (group == LINE) pack(panel, LINE, next);
                 else pack(panel, MR, next);
             }
             if (lo >= hi || width <= 0) continue;
-            float *ap = panel + (lo - from) * side + i % side;
+            float *ap = panel + (lo - from) * group + i % group;
             for (int p = 0; p < rows && triangle >= LOWER_LEFT && lo <= i && i < hi; p++)
                 for (int q = 0; q < p; q++) // all k of the diagonal are here, for LINE divides KC
-                    ap[(i - lo) * side +
-                       (triangle == LOWER_LEFT ? p * side + q : q * side + p)] = 0;
+                    ap[(i - lo) * group +
+                       (triangle == LOWER_LEFT ? p * group + q : q * group + p)] = 0;
             int more = add || lo > (triangle == UPPER_LEFT ? i : 0); // the first of the sum stores
             for (int j = 0; j < width; j += NR) {
                 int cols = least(NR, width - j), vecs = cols / WIDTH, thin = cols % WIDTH;
@@ -228,10 +228,10 @@ static void matmul(Mat c, Mat a, Mat b, float scale, int add, Triangle triangle)
                 Mat t = {at(c, i, j0 + j), rows, nc - j, c.row, 1};
                 if (VEC_BYTES == 64 && thin && thin <= 4) // a few columns: a transposed tile
                     micro_kernel(4, 1, (Mat){t.p + cols - thin, thin, rows, 1, c.row},
-                                 bp + cols - thin, NR, ap, side, hi - lo, scale, more);
+                                 bp + cols - thin, NR, ap, group, hi - lo, scale, more);
                 else vecs += thin > 0;
 #define TRY(h, w) if ((rows > 4 ? MR : 4) == h && vecs == w) \
-                    micro_kernel(h, w, t, ap, side, bp, NR, hi - lo, scale, more); else
+                    micro_kernel(h, w, t, ap, group, bp, NR, hi - lo, scale, more); else
                 TRY(MR, VECS) TRY(MR, 2) TRY(MR, 1) TRY(4, VECS) TRY(4, 2) TRY(4, 1) {}
             }
         }
@@ -778,9 +778,9 @@ typedef struct { float *x, *y, *gram, *gram2; } Scratch; // (n, k) twice, (n, n)
 // orient: out (n, k) = scale W or scale W^T, whichever is wide, from W (rows, cols); or back. A
 // cache line's worth of rows at a time, so that the transpose does not fetch a line per number.
 static void orient(float *out, float *W, int rows, int cols, float scale, bool back) {
-    for (int first = 0; first < rows; first += 16)
+    for (int first = 0; first < rows; first += LINE)
         for (int j = 0; j < cols; j++)
-            for (int i = first; i < least(first + 16, rows); i++) {
+            for (int i = first; i < least(first + LINE, rows); i++) {
                 float *x = &out[rows <= cols ? (size_t)i * cols + j : (size_t)j * rows + i];
                 float *w = &W[(size_t)i * cols + j];
                 *(back ? w : x) = scale * *(back ? x : w);
@@ -790,9 +790,9 @@ static void orient(float *out, float *W, int rows, int cols, float scale, bool b
 // gram_of: g (n, n) = a a^T: half is computed, half mirrored.     a (n, k)
 static void gram_of(float *g, float *a, int n, int k) {
     matmul(mat(g, n, n), mat(a, n, k), transposed(mat(a, n, k)), 1, 0, LOWER_OUT);
-    for (int first = 0; first < n; first += 16) // by the cache line, as above
+    for (int first = 0; first < n; first += LINE) // by the cache line, as above
         for (int j = 0; j < n; j++)
-            for (int i = j > first ? j : first; i < least(first + 16, n); i++)
+            for (int i = j > first ? j : first; i < least(first + LINE, n); i++)
                 g[(size_t)j * n + i] = g[(size_t)i * n + j];
 }
 

@@ -2917,11 +2917,18 @@ static void test_cli_fuzz(void) {
 // from addresses that need no network. Only the right text's arrival is not tested here: that would
 // take the text.
 #define NOWHERE "--url file:///no/such/text"
-static void cli_prepare(int wanted, const char *arguments, const char *out, const char *err) {
+static int cli_python(const char *arguments) {
     const char *program = binary;
     binary = "/usr/bin/env";
-    int status = cli_run("python3 prepare_data.py %s", arguments);
+    int status = cli_run("python3 %s", arguments);
     binary = program;
+    return status;
+}
+
+static void cli_prepare(int wanted, const char *arguments, const char *out, const char *err) {
+    char script[256];
+    snprintf(script, sizeof script, "prepare_data.py %s", arguments);
+    int status = cli_python(script);
     check(status == wanted, "status %d, not %d: %s: %.300s", status, wanted, cli_line, cli_err);
     check(!strcmp(cli_out, out), "stdout \"%s\", not \"%s\": %s", cli_out, out, cli_line);
     for (char *p = cli_err; *p; p++)
@@ -2934,8 +2941,9 @@ static void test_cli_prepare_data(const char *here) {
     size_t size = 0, left = 0;
     snprintf(path, sizeof path, "%s/prepare_data.py", here);
     char *script = cli_read(path, &size);
-    if (!script) {
-        printf("prepare_data.py is not here: not tested\n");
+    if (!script || cli_python("--version") != 0) {
+        printf("prepare_data.py is not tested: %s\n", script ? "no python3" : "it is not here");
+        free(script);
         return;
     }
     cli_write("prepare_data.py", script, size), cli_write("empty", "", 0);
@@ -2967,7 +2975,9 @@ static void test_cli_prepare_data(const char *here) {
     DIR *directory = opendir("data");
     for (struct dirent *d; directory && (d = readdir(directory));)
         check(!strstr(d->d_name, ".tmp"), "left behind: %s", d->d_name);
-    closedir(directory), free(script), free(mine);
+    if (directory)
+        closedir(directory);
+    free(script), free(mine);
     cli_remove("data"), cli_remove("a"), cli_remove("wall");
 }
 
