@@ -104,15 +104,15 @@ static double product(int M, int N, int K, int form, double of, double *share) {
 static void products(double of) {
     static const int shapes[][2] = {{256, 256}, {768, 256}, {1024, 256}, {256, 1024}, {65, 256}};
     enum { SHAPES = sizeof shapes / sizeof *shapes };
-    double share = 0, least = INFINITY;
+    double share = 0, lowest = INFINITY;
     for (int i = 0; i < SHAPES; i++) { // linear layers of the model: outputs, inputs; 256 tokens
         int O = shapes[i][0], I = shapes[i][1];
-        least = smaller(least, product(256, O, I, 0, of, &share));
-        least = smaller(least, product(256, I, O, 1, of, &share));
-        least = smaller(least, product(O, I, 256, 2, of, &share));
+        lowest = min(lowest, product(256, O, I, 0, of, &share));
+        lowest = min(lowest, product(256, I, O, 1, of, &share));
+        lowest = min(lowest, product(O, I, 256, 2, of, &share));
     }
     printf("matmul, mean over these %44.1f %%", 100 * share / (3 * SHAPES));
-    printf(openblas ? "  at least %.2fx OpenBLAS\n" : "\n", least);
+    printf(openblas ? "  at least %.2fx OpenBLAS\n" : "\n", lowest);
 }
 
 // Layers that are not a single product.
@@ -157,9 +157,10 @@ static double flops_of_optimizer(const Model *m) {
     double sum = 0;
     for (int i = 0; i < m->count; i++) {
         const Tensor *t = &m->tensors[i];
-        double rows = t->rows / t->parts, n = smaller(rows, t->cols), k = larger(rows, t->cols);
-        if (is_matrix(t->kind) && t->size) // 6 steps: two halves and a product; the cap: 2 x 1.5
-            sum += t->parts * (6 * (3 * n * n * k + n * n * n) + 2 * 3 * n * n * k);
+        if (t->size == 0) continue;
+        double rows = t->rows / t->slices, n = min(rows, t->cols), k = max(rows, t->cols);
+        if (is_matrix(t->kind)) // 6 steps: two halves and a product; the cap: 2 x 1.5
+            sum += t->slices * (6 * (3 * n * n * k + n * n * n) + 2 * 3 * n * n * k);
     }
     return sum;
 }
@@ -171,9 +172,9 @@ static double steps(Run *r, int count, double *optimizer_seconds) {
     size_t *starts = allocate((size_t)c->batch, sizeof *starts);
     for (int i = 0; i <= count; i++) {
         for (int j = 0; j < c->batch; j++)
-            starts[j] = rng_below(&r->progress.rng, r->data.train - (size_t)c->context);
+            starts[j] = rng_below(&r->progress.rng, r->data.count - (size_t)c->context);
         double start = seconds();
-        batch_gradient(r, starts);
+        batch_gradient(r->m, r->spaces, r->data.tokens, starts, r->lanes);
         double middle = seconds();
         optimizer_step(r->m, r->lanes, 0.01);
         if (i) // the first warms up
@@ -185,9 +186,11 @@ static double steps(Run *r, int count, double *optimizer_seconds) {
 }
 
 int main(int argc, char **argv) {
-    char *none[] = {"bench", "train"};
-    Given given = read_arguments(argc > 1 ? argc + 1 : 2, argc > 1 ? argv - 1 : none, TRAIN);
-    Config c = settings_from(&given, TRAIN);
+    const char *value[OPTIONS] = {NULL};
+    read_arguments(options, OPTIONS, TRAIN, argc - 1, argv + 1, value);
+    for (int i = 0; i < OPTIONS; i++) // the peers have the paper's network
+        if (!strcmp(options[i].name, "preset") && !value[i]) value[i] = "paper";
+    Config c = new_settings(value);
     void *library = dlopen("libopenblas.so.0", RTLD_NOW);
     void (*set_threads)(int) = NULL;
     if (library) {
@@ -206,7 +209,7 @@ int main(int argc, char **argv) {
     products(one);
 
     enum { TOKENS = 20000 };
-    Data data = {allocate(TOKENS, sizeof(uint16_t)), TOKENS, TOKENS - 2000, 65, {0}, true, 0};
+    Data data = {.tokens = allocate(TOKENS, sizeof(uint16_t)), .count = TOKENS, .is_text = true};
     Rng rng = {1};
     for (int i = 0; i < TOKENS; i++)
         data.tokens[i] = (uint16_t)rng_below(&rng, 65);
@@ -238,7 +241,7 @@ int main(int argc, char **argv) {
     double times[5];
     for (int i = 0; i < 5; i++) {
         double start = seconds();
-        certify(r.m, &r.norms, &r.certificate);
+        certify(r.m, &r.certificate);
         times[i] = seconds() - start;
     }
     printf("%-44s %8.3f s, %d threads\n", "certificate, both bounds", median(times, 5), threads);
