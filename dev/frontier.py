@@ -1,6 +1,7 @@
 """The frontier: accuracy against the sound bound, one training run per row of dev/frontier.tsv.
 
-    make && python3 dev/frontier.py --list          what would be run, and what is there already
+    make lipgpt search                              the two programs that the runs need
+    python3 dev/frontier.py --list                  what would be run, and what is there already
     python3 dev/frontier.py [NAME ...]              run the missing rows (all, or those named)
     python3 dev/frontier.py --jobs 2 [NAME ...]     two at a time, each with half of the threads
     python3 dev/frontier.py --plot                  only draw dev/frontier.png (needs matplotlib)
@@ -8,7 +9,9 @@
 
 Runs are resumable: a row that stands in the table is not run again, and a run that was cut off goes on
 from its checkpoint in out/frontier/. Each takes about a quarter of an hour on two cores (8M tokens),
-the long ones an hour. Training needs only ./lipgpt; --data FILE takes another text.
+the long ones an hour. --data FILE takes another text. A run trains with ./lipgpt; every number of its
+row, the lower bound too, comes from build/search. The column `command` keeps the names that options had
+on the day of the run. What the rows say stands in dev/frontier.md.
 """
 import argparse
 import concurrent.futures
@@ -31,12 +34,13 @@ EDGE = 3.5  # log10 of the picture's largest bound
 COUNTING = 54.0  # percent, full validation: the best line of dev/ngram.py
 
 # The run that the paper's headline most likely was: plain residual, no 1/3, and the learning-rate trick,
-# whose shares are no option of lipgpt: this line of model_plan is replaced.
-SHARE = "t->share = plan[t->kind].share;"
-TRICK = """t->share = t->kind == HEAD ? ends
-                   : t->kind == EMBED ? ends * pow(8, -c->blocks)
-                   : body / (6 * c->blocks) * pow(8, t->block + 1 - c->blocks) *
-                         (t->kind == IN || t->kind == OUT ? 1 : 0.5);"""
+# whose shares are no option of lipgpt: in add_tensor, which gets every tensor's share, this is replaced.
+SHARE = ".share = share,"
+TRICK = """.share = kind == W_HEAD ? 1 / (m->config.mass + 2)
+                           : kind == EMBED ? pow(8, -m->config.blocks) / (m->config.mass + 2)
+                           : m->config.mass / (m->config.mass + 2) / (6 * m->config.blocks) *
+                                 pow(8, block + 1 - m->config.blocks) *
+                                 (kind == W_IN || kind == W_OUT ? 1 : 0.5),"""
 
 
 def planned():
@@ -55,14 +59,15 @@ def planned():
         "lipgpt", ["--preset", "tight", "--lipschitz", "100"] + LONGER)
     for rate in (6, 10):
         runs[f"headline-{rate}"] = ("build/lipgpt-headline", [
-            "--plain-residual", "1", "--attention-factor", "1", "--cap", "1.2", "--lr", str(rate)] + LONG)
+            "--preset", "paper", "--plain-residual", "1", "--attention-factor", "1", "--cap", "1.2",
+            "--lr", str(rate)] + LONG)
     return runs
 
 
 def build_headline():
     source = open(os.path.join(ROOT, "lipgpt.c")).read()
     if source.count(SHARE) != 1:
-        sys.exit("frontier: model_plan has changed; mend SHARE in dev/frontier.py")
+        sys.exit("frontier: add_tensor of lipgpt.c has changed; mend SHARE in dev/frontier.py")
     os.makedirs(os.path.join(ROOT, "build"), exist_ok=True)
     patched = os.path.join(ROOT, "build", "headline.c")
     with open(patched, "w") as file:
@@ -84,7 +89,7 @@ def values(text):
 
 
 def run(name, binary, arguments, data):
-    """Train, or go on, then certify; append the row."""
+    """Train, or go on, then search from below; append the row."""
     model, log = os.path.join(OUT, name + ".safetensors"), os.path.join(OUT, name + ".tsv")
     program = os.path.join(ROOT, binary)
     command = [program, "train", "--data", data, "--out", model, "--log", log, "--sample-every", "0"]
@@ -94,14 +99,14 @@ def run(name, binary, arguments, data):
     print(name, " ".join(fresh), flush=True)
     if not last_step(log, arguments):
         subprocess.run(fresh, check=True)
-    certified = values(subprocess.run(
-        [program, "certify", "--model", model, "--data", data, "--windows", "1"], check=True,
-        capture_output=True, text=True).stdout)
+    found = values(subprocess.run(
+        [os.path.join(ROOT, "build", "search"), "--model", model, "--data", data, "--windows", "0"],
+        check=True, stdout=subprocess.PIPE, text=True).stdout)
     pick = dict(zip(arguments[::2], arguments[1::2]))
     row = {"preset": name, "steps": pick["--steps"], "batch": pick["--batch"],
            "seed": pick.get("--seed", "0"), "seconds": f"{elapsed(log):.1f}",
            "command": " ".join([os.path.join(".", binary), "train"] + arguments)}
-    row.update({key: certified[key] for key in COLUMNS if key in certified})
+    row.update({key: found[key] for key in COLUMNS if key in found})
     fresh_table = not os.path.exists(TABLE)
     with open(TABLE, "a", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, delimiter="\t", lineterminator="\n")
@@ -169,10 +174,9 @@ def plot():
         if rows:
             axes.semilogx([10 ** min(x, EDGE) for x, y in rows], [y for x, y in rows], marker,
                           label=label, clip_on=False)
-        for x, y in rows:  # what would be miles away stands at the edge, with its number
-            if x > EDGE:
-                axes.annotate(f"$10^{{{x:.0f}}}\\to$", (10 ** EDGE, y), (-8, -4), ha="right",
-                              textcoords="offset points", fontsize=9)
+        for x, y in [row for row in rows if row[0] > EDGE][:1]:  # what would be miles away: at the edge
+            axes.annotate(f"$10^{{{x:.0f}}}\\to$", (10 ** EDGE, y), (-8, -4), ha="right",
+                          textcoords="offset points", fontsize=9)
     axes.axhline(COUNTING, color="gray", linestyle="--", label="counting 6-grams (dev/ngram.py)")
     axes.set_xlim(1, 10 ** EDGE)
     axes.set_xlabel("sound Lipschitz bound, embeddings to logits")
@@ -206,6 +210,9 @@ def main():
     if not options.plot:
         missing = [name for name in options.names or runs if name not in done]
         os.makedirs(OUT, exist_ok=True)
+        for program in ("lipgpt", "build/search"):
+            if missing and not os.path.exists(os.path.join(ROOT, program)):
+                sys.exit(f"frontier: {program} is not there; run make lipgpt search")
         if any(runs[name][0] != "lipgpt" for name in missing):
             build_headline()
         if options.jobs > 1:
