@@ -10,7 +10,8 @@
 //   ./lipgpt certify --model out/lipgpt.safetensors  the certificate, layer by layer
 //   ./lipgpt sample --model out/lipgpt.safetensors   write some Shakespeare
 //
-// What it refuses to do: GPUs, mixed precision, dropout, layer norm, packages beyond libc, libm.
+// What it refuses to do: GPUs, mixed precision, dropout, layer norm, packages beyond libc and libm
+// (and OpenMP, where it is there).
 // It does not recover from bad input: it says what was wrong and what to do, and stops (see fail).
 //
 // How to read it: top to bottom, as a lecture. 1 tools, 2 matrices, 3 spectral norms, 4 layers,
@@ -30,13 +31,15 @@
 //   s       softmax scale: scores are s q.k / dh
 //   a       bound on the norm of the stream before a layer: |x| <= a
 //   beta_h  bound on the scores of attention head h
-//   u       RMS->RMS norm of a weight's update: learning rate times that weight's share of it
+//   u       RMS->RMS norm of a weight's update: learning rate eta times that weight's share
+//   lambda  weight decay
 //   K       the certificate: a proven Lipschitz constant from embeddings to logits
-//   lane    an eighth of a batch, whatever the machine, with a gradient of its own
+//   lane    one of 8 parts of a batch, whatever the machine, with a gradient of its own
 //
-// Ours, not the paper's: the bound (section 8; the paper's is printed beside it), Gram iteration in
-// place of power iteration, lanes, and the choices of the preset "tight": alpha = 1/2, no 1/3 on
-// attention, MaxMin for GELU, position and other biases, caps head by head, a budget for K.
+// Ours, not the paper's: the bound (section 8; the paper's is printed beside it) and what follows
+// from it, the budget and certified predictions; Gram iteration, the exact hard cap and repeated
+// soft caps; lanes; and the choices of the preset "tight": alpha = 1/2, no 1/3 on attention, MaxMin
+// for GELU, position and other biases with steps of their own, updates and caps head by head.
 
 #define _POSIX_C_SOURCE 200809L
 #include <ctype.h>
@@ -160,7 +163,7 @@ static double rng_normal(Rng *rng) { // Box-Muller
 // Of a transposed A a cache line's worth of rows is packed at once: no line is fetched twice.
 typedef struct { float *p; int rows, cols; size_t row, col; } Mat; // (i, j) is at p[i*row + j*col]
 
-// All of C; only C(i, j) with j <= i; A(i, k) counts as 0 for k > i; or for k < i.
+// All of C; only C(i, j) with j <= i; A(i, k) counts as 0, whatever it is, for k > i; or for k < i.
 typedef enum { FULL, LOWER_OUT, LOWER_LEFT, UPPER_LEFT } Triangle;
 
 #if defined __AVX512F__ // MR * VECS sums, VECS of B and one of A must fit into 32 registers,
@@ -266,14 +269,16 @@ static void matmul(Mat c, Mat a, Mat b, float scale, bool add, Triangle triangle
     static _Thread_local _Alignas(64) float panel[LINE * KC + WIDTH], block[NC * KC];
     bool lower = triangle == LOWER_LEFT, upper = triangle == UPPER_LEFT;
     int group = a.row == 1 ? LINE : MR; // rows of A in a panel
+    int first = 0;                      // the k where the packed panel begins
     for (int j0 = 0; j0 < c.cols; j0 += NC) for (int k0 = 0; k0 < a.cols; k0 += KC) {
-        int nc = imin(NC, c.cols - j0), kc = imin(KC, a.cols - k0), first = 0; // of the panel's k
+        int nc = imin(NC, c.cols - j0), kc = imin(KC, a.cols - k0);
         for (int j = 0; j < nc; j += NR)
             pack(block + j * kc, NR, transposed(part(b, k0, j0 + j, kc, imin(NR, nc - j))));
         for (int i = triangle == LOWER_OUT ? j0 / LINE * LINE : 0; i < c.rows; i += MR) {
-            int rows = imin(MR, c.rows - i), low = upper && i > k0 ? i : k0; // this strip's rows, k
+            int rows = imin(MR, c.rows - i), width = nc; // of this strip of C
+            if (triangle == LOWER_OUT) width = imin(nc, i + rows - j0);
+            int low = upper && i > k0 ? i : k0; // its k: low <= k < high; the panel's ends at `end`
             int high = lower ? imin(k0 + kc, i + rows) : k0 + kc;
-            int width = triangle == LOWER_OUT ? imin(nc, i + rows - j0) : nc;
             int end = lower ? imin(k0 + kc, i + group) : k0 + kc;
             if (i % group == 0 && low < end) {
                 Mat next = part(a, i, low, imin(group, c.rows - i), end - low);
@@ -309,7 +314,7 @@ static double largest_row(const float *x, int rows, int cols) {
     double largest = 0;
     for (int r = 0; r < rows; r++) {
         double norm = rms(x + (size_t)r * cols, (size_t)cols);
-        if (!(norm <= largest)) largest = norm;
+        if (norm > largest || isnan(norm)) largest = norm;
     }
     return largest;
 }
@@ -601,15 +606,15 @@ static void linear_backward(float *dx, float *dW, float *db, float *dy, float *x
 // residual: y = keep x + alpha (h W^T): a layer's last product, folded into the residual stream.
 //   x, y (T, d); h (T, I); W (d, I)
 // The paper's stream is convex: keep = 1 - alpha, so no layer can enlarge it unless it is itself
-// larger than 1; alpha = 1 / (2L), the layers' equal shares. Where attention's factor 1/3 stands,
-// `alpha` is alpha times that. Lipschitz: keep + alpha |W| (constant of h from x).
+// larger than 1; alpha = 1 / (2L), the layers' equal parts. Attention passes alpha times its factor
+// (1/3) as `alpha`. Lipschitz: keep + alpha |W| (constant of h from x).
 static void residual_forward(float *y, const float *x, float *h, float *W, double keep,
                              double alpha, int T, int I, int d) {
     for (size_t i = 0; i < (size_t)T * d; i++) y[i] = (float)keep * x[i];
     matmul(mat(y, T, d), mat(h, T, I), transposed(mat(W, d, I)), (float)alpha, true, FULL);
 }
 
-// dh = alpha dy W;  dW += alpha dy^T h;  then dx = keep dy, in place: dx holds dy when called.
+// dh = alpha dy W;  dW += alpha dy^T h;  dx = keep dy.     dx arrives as dy and leaves as dx.
 static void residual_backward(float *dx, float *dh, float *dW, float *h, float *W, double keep,
                               double alpha, int T, int I, int d) {
     Mat dy = mat(dx, T, d);
@@ -665,7 +670,8 @@ static void attention_forward(float *y, float *A, float *qkv, const float *b, do
 }
 
 // dA = dy v^T;  dv = A^T dy;  ds_ij = A_ij (dA_ij - sum_j A_ij dA_ij);  db_(i-j) += ds_ij;
-// dq = scale ds k;  dk = scale ds^T q.     dA (T, T) is scratch and becomes ds, dqkv is set.
+// dq = scale ds k;  dk = scale ds^T q.     dA (T, T) is scratch and becomes ds; dqkv (T, 3d) is
+// set; db (H, context) or NULL is added to.
 static void attention_backward(float *dqkv, float *dA, float *db, float *dy, float *A, float *qkv,
                                double scale, int context, int T, int d, int H) {
     for (int h = 0; h < H; h++) {
@@ -745,8 +751,8 @@ static void activation_backward(float *da, const float *z, Activation phi, int T
     }
 }
 
-// cross entropy: logits (T, V) become probabilities in place; returns the summed loss in nats and
-// counts the positions whose largest logit is the target's.
+// cross entropy: logits (T, V) become probabilities in place; returns the summed loss in nats
+// against targets (T), and counts the positions whose largest logit is the target's.
 static double cross_entropy_forward(float *logits, const uint16_t *targets, int *correct, int T,
                                     int V) {
     double loss = 0;
@@ -819,8 +825,8 @@ typedef struct { // every setting of the program; section 10 gives names, defaul
     double temperature;
 } Config;
 
-// preset_config: the paper's network and training to the letter, or ours (README: what each choice
-// buys).
+// preset_config: the paper's network and training to the letter, or ours (dev/frontier.md says what
+// each choice buys).
 static Config preset_config(Preset preset) {
     Config c = {.preset = preset, .data = "data/tinyshakespeare.txt", .log = "out/log.tsv",
                 .out = "out/lipgpt.safetensors", .model = "out/lipgpt.safetensors", .width = 256,
@@ -888,7 +894,8 @@ static bool is_matrix(Kind kind) { // what the RMS->RMS norm is for; the others 
 
 static bool has_slices(Kind kind) { return kind == W_Q || kind == W_K || kind == W_V; }
 
-// tensor: of the table. Outside the blocks E stands before the first one, W_head behind the last.
+// tensor: the row of the table for a kind and a block. Those outside of the blocks: E stands in the
+// first one, W_head and b_out in the last one.
 static Tensor *tensor(const Model *m, Kind kind, int block) {
     int row = kind == W_HEAD || kind == B_OUT ? m->config.blocks - 1 : block;
     return &m->tensors[row * KINDS + (int)kind];
@@ -900,9 +907,15 @@ static float *values(const Model *m, float *base, Kind kind, int block) {
     return base && t->size ? base + t->offset : NULL;
 }
 
-static double keep_of(const Config *c) { return c->plain_residual ? 1 : 1 - c->alpha; }
-static double alpha_of(const Config *c) { return c->plain_residual ? 1 : c->alpha; }
-static double attention_alpha_of(const Config *c) { return alpha_of(c) * c->attention_factor; }
+// The network's constants, rounded as it uses them: the certificate counts the same numbers.
+static double keep_of(const Config *c) { return c->plain_residual ? 1 : (float)(1 - c->alpha); }
+static double alpha_of(const Config *c) { return c->plain_residual ? 1 : (float)c->alpha; }
+static double attention_alpha_of(const Config *c) {
+    return (float)((c->plain_residual ? 1 : c->alpha) * c->attention_factor);
+}
+static double score_scale_of(const Config *c) { // s / dh
+    return (float)(c->softmax_scale * c->heads / c->width);
+}
 
 static void add_tensor(Model *m, Kind kind, int block, const char *name, int rows, int cols,
                        double cap, double share) {
@@ -921,9 +934,9 @@ static void add_tensor(Model *m, Kind kind, int block, const char *name, int row
 // a norm, too, made of its weights' norms, and a step of size eta in it is shared out among them by
 // "mass": M for all blocks, 1 each for the two ends, E and W_head. So an end gets 1 / (M + 2), and
 // the blocks get body = M / (M + 2). Each of their 6 L matrices gets body / (6 L), divided by what
-// part of its change reaches the stream: 1 / (2L), the paper's alpha, which leaves body / 3 for o,
-// in and out; and for q, k, v attention's 1/3 as well, which leaves body. (Shares do not follow
-// --alpha and --attention-factor; the factors --share-* are ours.)
+// follows it: the paper's alpha = 1 / (2L), which leaves body / 3; and for q, k and v attention's
+// 1/3, too, which stands before W_o: that leaves body. (Shares do not follow --alpha and
+// --attention-factor; the factors --share-* are ours.)
 static void model_plan(Model *m) {
     const Config *c = &m->config;
     int d = c->width, F = d * c->mlp_ratio, V = c->vocabulary;
@@ -1059,7 +1072,7 @@ static void workspaces_free(Workspace *all, const Config *c, int count) {
 static void forward(const Model *m, Workspace *s, int T) {
     const Config *c = &m->config;
     int d = c->width, H = c->heads, F = d * c->mlp_ratio, L = c->blocks, V = c->vocabulary;
-    double keep = keep_of(c), alpha = alpha_of(c), scale = c->softmax_scale * H / d;
+    double keep = keep_of(c), alpha = alpha_of(c), scale = score_scale_of(c);
     float *w = m->weights;
     for (int l = 0; l < L; l++) {
         BlockState *b = &s->blocks[l];
@@ -1083,7 +1096,7 @@ static void forward(const Model *m, Workspace *s, int T) {
 static void backward(const Model *m, Workspace *s, float *g, int T) {
     const Config *c = &m->config;
     int d = c->width, H = c->heads, F = d * c->mlp_ratio, L = c->blocks, V = c->vocabulary;
-    double keep = keep_of(c), alpha = alpha_of(c), scale = c->softmax_scale * H / d;
+    double keep = keep_of(c), alpha = alpha_of(c), scale = score_scale_of(c);
     float *w = m->weights;
     memset(s->dx, 0, (size_t)T * d * sizeof(float));
     linear_backward(s->dx, values(m, g, W_HEAD, 0), values(m, g, B_OUT, 0), s->logits, s->last,
@@ -1134,8 +1147,8 @@ typedef struct { const uint16_t *tokens; size_t count; } Span; // of a text
 
 static int lanes_of(const Config *c) { return imin(c->lanes, c->batch); }
 
-// batch_gradient: mean loss over the windows of tokens that begin at starts[]; the first lane gets
-// its gradient.     lanes (lanes_of(c), m->size); spaces, one for every thread
+// batch_gradient: mean loss over the windows of tokens that begin at starts (batch); the first lane
+// gets its gradient.     lanes (lanes_of(c), m->size); spaces, one for every thread
 static double batch_gradient(const Model *m, Workspace *spaces, const uint16_t *tokens,
                              const size_t *starts, float *lanes) {
     const Config *c = &m->config;
@@ -1221,6 +1234,9 @@ typedef struct {
     double cost;     // how long it will take, relatively
 } Slice;
 
+// has_own_cap: whether the rows of a head, or for head -1 the whole, are updated and capped as one.
+static bool has_own_cap(const Tensor *t, int head) { return (t->slices > 1) == (head >= 0); }
+
 static int by_cost(const void *a, const void *b) {
     double x = ((const Slice *)a)->cost, y = ((const Slice *)b)->cost;
     return (x < y) - (x > y);
@@ -1236,8 +1252,7 @@ static void for_slices(const Model *m, Slices which,
     Slice *slices = allocate((size_t)m->count * (size_t)(H + 1), sizeof *slices);
     for (Tensor *t = m->tensors; t < m->tensors + m->count; t++)
         for (int head = -1; head < (has_slices(t->kind) ? H : 0); head++) {
-            bool own_cap = (t->slices > 1) == (head >= 0);
-            if (t->size == 0 || (which == CAPPED_SLICES && !own_cap)) continue;
+            if (t->size == 0 || (which == CAPPED_SLICES && !has_own_cap(t, head))) continue;
             int rows = head < 0 ? t->rows : t->rows / H;
             double n = is_matrix(t->kind) ? imin(rows, t->cols) : 1;
             size_t first = head < 0 ? 0 : (size_t)head * (size_t)rows * (size_t)t->cols;
@@ -1256,7 +1271,7 @@ static void for_slices(const Model *m, Slices which,
 // caps of section 7 live on that.
 
 // muon_matrix: s->x becomes X (1 - lambda u) - u orth(M): the step of W (rows, cols) down its
-// momentum m, with weight decay, before any cap. The decay never turns a weight around.
+// momentum m, with weight decay, before any cap. (1 - lambda u is never taken below 0.)
 static void muon_matrix(Scratch *s, const float *W, const float *m, int rows, int cols, double u,
                         double lambda) {
     size_t nk = (size_t)rows * cols;
@@ -1301,8 +1316,8 @@ static void adamw(const Config *c, float *w, const float *m, float *v, const flo
 // soft_cap_strength: the coupling. x <- x - p x^3, then x <- x + p x^3, takes x = k down to w for
 // the smallest strength p >= 0 with (paper)
 //   k - 3 p^2 k^5 + 3 p^3 k^7 - p^4 k^9 = w,  with t = p k^2:  t^4 - 3 t^3 + 3 t^2 = (k - w) / k.
-// Bisection on t in [0, 1/3]: x - p x^3 rises as long as 3 p x^2 <= 1, so up to t = 1/3 no smaller
-// value overtakes k, and the left side rises, to 0.2346.
+// Bisection on t in [0, 1/3]: x - p x^3 rises as long as 3 p x^2 <= 1, so up to t = 1/3 both maps
+// rise on [0, k] and no smaller value ends above w; and the left side rises, to 0.2346.
 static double soft_cap_strength(double k, double w) {
     double low = 0, high = 1.0 / 3;
     for (int i = 0; i < 60; i++) {
@@ -1334,7 +1349,7 @@ static void matrix_sign(Scratch *s) {
 }
 
 // hard_cap: singular values <- min(x, w), by min(w, x) = (w + x - |w - x|) / 2 and matrix products
-// only: with the sign O of X, and S that of the symmetric w I - O X^T,
+// only (ours): with the sign O of X, and S that of the symmetric w I - O X^T,
 //   X <- (w O + X - S (w O - X)) / 2.
 // What float left above the cap is scaled back. (The paper's code has a fixed polynomial, whose
 // slope 0.951 at 0 shrinks all values at every step.)
@@ -1357,13 +1372,13 @@ static void hard_cap(Scratch *s, double cap) {
     scratch_free(&o), scratch_free(&sign);
 }
 
-// add_top: X += factor sigma_1 u_1 v_1^T, given u (n), as sigma_1 v_1 = X^T u_1.
-static void add_top(Scratch *s, const float *u, double factor) {
+// add_top: X += factor sigma_1 u_1 v_1^T, given top = u_1 (n), as sigma_1 v_1 = X^T u_1.
+static void add_top(Scratch *s, const float *top, double factor) {
     for (int j = 0; j < s->k; j++) {
         double dot = 0;
-        for (int i = 0; i < s->n; i++) dot += (double)u[i] * (double)s->x[(size_t)i * s->k + j];
+        for (int i = 0; i < s->n; i++) dot += (double)top[i] * (double)s->x[(size_t)i * s->k + j];
         for (int i = 0; i < s->n; i++)
-            s->x[(size_t)i * s->k + j] += (float)(factor * dot * (double)u[i]);
+            s->x[(size_t)i * s->k + j] += (float)(factor * dot * (double)top[i]);
     }
 }
 
@@ -1375,24 +1390,26 @@ static void add_top(Scratch *s, const float *u, double factor) {
 // is: both leave the second one alone, and guarantee nothing.
 static void constrain(Scratch *s, const Config *c, double most, double cap) {
     size_t nk = (size_t)s->n * s->k;
-    float *u = s->gram2; // the top singular vector
+    float *top = s->gram2; // singular vector
     if (c->constraint == STIEFEL) {
         orthogonalize(s);
         scale_by(s->x, nk, cap);
     } else if (c->constraint == SOFT && most < INFINITY) {
         soft_cap(s, most, cap);
     } else {
-        Bracket norm = spectral_norm(s->x, s->n, s->k, u);
+        Bracket norm = spectral_norm(s->x, s->n, s->k, top);
         if (!(norm.lower > 0 && norm.upper < INFINITY)) return; // zero; or check_finite will say it
         if (c->constraint == SOFT) soft_cap(s, norm.upper, cap);
         if (c->constraint == HARD && norm.upper > cap) hard_cap(s, cap);
         if (c->constraint == NORMALIZE && norm.upper > cap) scale_by(s->x, nk, cap / norm.upper);
-        if (c->constraint == HAMMER) add_top(s, u, cap / norm.lower - 1);
-        if (c->constraint == DECAY) add_top(s, u, -c->spectral_decay);
+        if (c->constraint == HAMMER) add_top(s, top, cap / norm.lower - 1);
+        if (c->constraint == DECAY) add_top(s, top, -c->spectral_decay);
     }
 }
 
-static bool holds_caps(const Config *c) { return c->constraint <= STIEFEL; }
+static bool holds_caps(const Config *c) {
+    return c->constraint != HAMMER && c->constraint != DECAY;
+}
 
 // cap_rows: a row beyond its cap is scaled back onto it.
 static void cap_rows(const Tensor *t, float *w) {
@@ -1472,10 +1489,11 @@ static double train_step(Model *m, Workspace *spaces, Span text, Rng *rng, int s
 }
 
 // ---------------------------------------------------------------------------------------------
-// 8. The certificate: a bound that is *sound*, a theorem about these weights and not an estimate.
-// Domain: embeddings x in R^(T x d) with |x| <= R0 (the largest row of E, by construction at most
-// its cap), a convex set; f(x) the logits; both in max-over-tokens RMS norm. Then
-// |f(x) - f(y)| <= K |x - y|, with K composed from upper bounds of spectral norms.
+// 8. The certificate: a bound that is *sound*, a theorem about the network with these weights (in
+// exact arithmetic: float adds about 1e-6 of a logit) and not an estimate. Domain: embeddings x in
+// R^(T x d) with |x| <= R0 (the largest row of E, by construction at most its cap), a convex set;
+// f(x) the logits; both in max-over-tokens RMS norm. Then |f(x) - f(y)| <= K |x - y|, with K
+// composed from upper bounds of spectral norms.
 
 typedef struct { double activation, log10_sound, log10_paper; } Layer; // after each layer
 
@@ -1495,8 +1513,8 @@ static double norm(const Model *m, Kind kind, int block) {
     return tensor(m, kind, block)->norm.upper;
 }
 
-// measure: the RMS->RMS norm of a matrix, or of an attention head's rows of it; the largest row's
-// RMS norm of embeddings and biases.
+// measure_slice: the RMS->RMS norm of a matrix, or of an attention head's rows of it; of embeddings
+// and biases, the largest row's RMS norm.
 static void measure_slice(const Model *m, const Slice *slice, void *unused) {
     Tensor *t = slice->t;
     const float *w = m->weights + slice->offset;
@@ -1517,7 +1535,7 @@ static void measure_slice(const Model *m, const Slice *slice, void *unused) {
 // What compose adds up. Each inequality is proved in dev/certificate.md under its number.
 //
 //   (1) |W x| <= |W| |x|, |W| = sigma_max(W) sqrt(I/O); a head's rows of W_q are a (dh, d) matrix
-//       of their own: |W^h| = sigma_max(W^h) sqrt(d/dh). The whole matrix's norm does not bound it.
+//       of their own: |W^h| = sigma_max(W^h) sqrt(d/dh). Of the whole only sqrt(H) |W| bounds it.
 //   (2) A convex combination of tokens is no larger than the largest: |A v| <= |v|.
 //   (3) |score| <= beta_h = s |W_q^h||W_k^h| a^2 for |x| <= a, as <x, y>/dh <= |x||y| (rope
 //       rotates: no norm changes).
@@ -1532,7 +1550,8 @@ static void measure_slice(const Model *m, const Slice *slice, void *unused) {
 
 // score_bound: (3), beta_h for inputs of norm up to a.
 static double score_bound(const Model *m, int block, int head, double a) {
-    return m->config.softmax_scale * tensor(m, W_Q, block)->heads[head].upper *
+    const Config *c = &m->config;
+    return score_scale_of(c) * c->width / c->heads * tensor(m, W_Q, block)->heads[head].upper *
            tensor(m, W_K, block)->heads[head].upper * a * a;
 }
 
@@ -1547,7 +1566,7 @@ static void compose(const Model *m, double radius, Certificate *out) {
     double keep = keep_of(c), alpha = alpha_of(c), attention_alpha = attention_alpha_of(c);
     double slope = c->activation == GELU ? GELU_SLOPE / GELU_DIVISOR : 1; // of phi
     double shrink = c->activation == GELU ? 1 / GELU_DIVISOR : 1;         // |phi(z)| <= shrink |z|
-    double a = radius, K = 0, most = 0;
+    double a = radius, log_K = 0, most = 0;
     for (int l = 0; l < c->blocks; l++) {
         double o = norm(m, W_O, l), in = norm(m, W_IN, l), w_out = norm(m, W_OUT, l);
         double b_in = c->bias ? norm(m, B_IN, l) : 0, F2 = 0, v2 = 0;
@@ -1556,19 +1575,19 @@ static void compose(const Model *m, double radius, Certificate *out) {
             F2 += square(v * (1 + 2 * score_bound(m, l, h, a))) / H; // (4) (5)
             v2 += square(v) / H;                                          // (2) (5)
         }
-        K += log10(keep + attention_alpha * o * sqrt(F2)); // (6)
+        log_K += log10(keep + attention_alpha * o * sqrt(F2)); // (6)
         a = keep * a + attention_alpha * o * sqrt(v2) * a;
-        out->layers[2 * l].activation = a, out->layers[2 * l].log10_sound = K;
-        most = max(most, fabs(K));
-        K += log10(keep + alpha * w_out * slope * in); // (6) (7)
+        out->layers[2 * l].activation = a, out->layers[2 * l].log10_sound = log_K;
+        most = max(most, fabs(log_K));
+        log_K += log10(keep + alpha * w_out * slope * in); // (6) (7)
         a = keep * a + alpha * w_out * shrink * (in * a + b_in);
-        out->layers[2 * l + 1].activation = a, out->layers[2 * l + 1].log10_sound = K;
-        most = max(most, fabs(K));
+        out->layers[2 * l + 1].activation = a, out->layers[2 * l + 1].log10_sound = log_K;
+        most = max(most, fabs(log_K));
     }
-    if (isnan(K)) K = INFINITY; // 0 * infinity: nothing is claimed
-    if (isfinite(K)) K += COMPOSE_ERROR(2 * c->blocks, H, most);
-    double all = K + log10(norm(m, W_HEAD, 0));
-    out->radius = radius, out->log10_trunk = K, out->log10_sound = isnan(all) ? INFINITY : all;
+    if (isnan(log_K)) log_K = INFINITY; // 0 * infinity: nothing is claimed
+    if (isfinite(log_K)) log_K += COMPOSE_ERROR(2 * c->blocks, H, most);
+    double all = log_K + log10(norm(m, W_HEAD, 0));
+    out->radius = radius, out->log10_trunk = log_K, out->log10_sound = isnan(all) ? INFINITY : all;
 }
 
 // paper_bound: the paper's accounting, for comparison. It uses whole matrices in (3), divides the
@@ -1578,19 +1597,19 @@ static void paper_bound(const Model *m, Certificate *out) {
     const Config *c = &m->config;
     double keep = keep_of(c), alpha = alpha_of(c), attention_alpha = attention_alpha_of(c);
     double shrink = c->activation == GELU ? 1 / GELU_DIVISOR : 1;
-    double a = 1, K = log10(norm(m, EMBED, 0));
+    double a = 1, log_K = log10(norm(m, EMBED, 0));
     for (int l = 0; l < c->blocks; l++) {
         double q = norm(m, W_Q, l), k = norm(m, W_K, l);
         double value = attention_alpha * norm(m, W_O, l) * norm(m, W_V, l);
         double mlp = alpha * norm(m, W_OUT, l) * norm(m, W_IN, l) * shrink;
-        K += log10(keep + value * (1 + 2 * a * a * q * k) * c->softmax_scale);
+        log_K += log10(keep + value * (1 + 2 * a * a * q * k) * c->softmax_scale);
         a = keep * a + value * a;
-        out->layers[2 * l].log10_paper = K;
-        K += log10(keep + mlp);
+        out->layers[2 * l].log10_paper = log_K;
+        log_K += log10(keep + mlp);
         a = keep * a + mlp * a;
-        out->layers[2 * l + 1].log10_paper = K;
+        out->layers[2 * l + 1].log10_paper = log_K;
     }
-    out->log10_paper = K + log10(norm(m, W_HEAD, 0));
+    out->log10_paper = log_K + log10(norm(m, W_HEAD, 0));
 }
 
 // certify: the certificate of the weights as they are, and the paper's bound.
@@ -1612,6 +1631,43 @@ static const char *show_bound(double log10_bound) {
     if (!(log10_bound < 300))
         snprintf(text, sizeof texts[0], "10^%.4f", rounded_up(log10_bound, 1e4));
     return text;
+}
+
+// print_norms: every weight's norm from both sides and its cap; "-": it has none of its own.
+static void print_norms(const Model *m) {
+    printf("\nweight\tlower\tupper\tcap\n");
+    for (const Tensor *t = m->tensors; t < m->tensors + m->count; t++) {
+        int heads = has_slices(t->kind) ? m->config.heads : 0;
+        if (t->size == 0) continue;
+        for (int head = -1; head < heads; head++) {
+            char slice[32] = "", cap[32] = "-";
+            Bracket b = head < 0 ? t->norm : t->heads[head];
+            if (head >= 0) snprintf(slice, sizeof slice, "[head %d]", head);
+            if (t->cap > 0 && has_own_cap(t, head)) snprintf(cap, sizeof cap, "%g", t->cap);
+            printf("%s%s\t%.6g\t%.6g\t%s\n", t->name, slice, b.lower, b.upper, cap);
+        }
+    }
+}
+
+// print_layers: what each layer adds, and the largest norm that was seen (2L + 1) there on data, or
+// NULL.
+static void print_layers(const Model *m, const Certificate *k, const double *seen) {
+    Layer row = {k->radius, 0, log10(norm(m, EMBED, 0))};
+    printf("\nlayer\tactivation_bound\tlargest_seen\tcertificate\tpaper_bound\tscore_bounds\n");
+    for (int i = -1; i < 2 * m->config.blocks; i++) {
+        double a = row.activation;
+        bool attention = i >= 0 && i % 2 == 0;
+        char name[64] = "embedding", largest[32] = "-";
+        if (i >= 0) snprintf(name, sizeof name, "blocks.%d.%s", i / 2, i % 2 ? "mlp" : "attention");
+        if (i >= 0) row = k->layers[i];
+        if (seen) snprintf(largest, sizeof largest, "%.6g", seen[i + 1]);
+        printf("%s\t%.6g\t%s\t%s\t%s\t", name, row.activation, largest,
+               show_bound(row.log10_sound), show_bound(row.log10_paper));
+        if (attention)
+            for (int h = 0; h < m->config.heads; h++) printf("%.4g ", score_bound(m, i / 2, h, a));
+        printf(attention ? "\n" : "-\n");
+    }
+    printf("head\t-\t-\t%s\t%s\t-\n", show_bound(k->log10_sound), show_bound(k->log10_paper));
 }
 
 // is_constrained: whether training enforces what the certificate states. If not, the numbers are a
@@ -1676,10 +1732,10 @@ static double bound_at_caps(const Config *c, double factor) {
 
 // apply_budget: scale the caps so that the bound at the caps is K = c->lipschitz, by bisection.
 static void apply_budget(Config *c) {
-    double low = log(0.05), high = log(1000), goal = log10(c->lipschitz); // of the preset's caps
+    double low = log(0.05), high = log(1000); // factors on the preset's caps
+    double goal = log10(c->lipschitz);
     if (bound_at_caps(c, exp(low)) > goal)
-        die_usage("ask for more, or give a smaller --cap-embed",
-                  "--lipschitz %g is too small for this profile: the smallest possible is %.4g",
+        die_usage("ask for more", "--lipschitz %g is too small: the smallest possible is %.4g",
                   c->lipschitz, 1.001 * pow(10, bound_at_caps(c, exp(low))));
     for (int i = 0; i < 60; i++) {
         double middle = (low + high) / 2;
@@ -1689,9 +1745,9 @@ static void apply_budget(Config *c) {
     scale_caps(c, exp(low));
 }
 
-// Certified predictions, (14): at logits z with largest z_c, every other class j stays below as
-// long as no embedding moves by more than (z_c - z_j) / (|w_c - w_j|_2 sqrt(d) K_trunk) in RMS
-// norm, w_j the rows of W_head and K_trunk the constant of the trunk.
+// Certified predictions, (14) of the proof: at logits z with largest z_c, every other class j stays
+// below as long as no embedding moves by more than (z_c - z_j) / (|w_c - w_j|_2 sqrt(d) K_trunk) in
+// RMS norm, w_j the rows of W_head and K_trunk the constant of the trunk.
 
 // head_distances: |w_i - w_j|_2 sqrt(d) for all pairs of rows of W_head, (V, V).
 static double *head_distances(const Model *m) {
@@ -1707,8 +1763,8 @@ static double *head_distances(const Model *m) {
     return distances;
 }
 
-// margin: how far the trunk's output may move, in RMS norm, before the prediction at these logits
-// can change; negative when the prediction is not the target.
+// margin: how far the trunk's output may move, in RMS norm, before the prediction at logits z (V)
+// can change, from distances (V, V); negative when the prediction is not the target.
 static double margin(const float *z, int target, const double *distances, int V) {
     double room = INFINITY;
     for (int j = 0; j < V; j++) {
@@ -1728,7 +1784,7 @@ static double certified_share(const Model *m, Workspace *spaces, Span split, int
     long long available = window_count(split, FULL_SPLIT, context);
     double radius = k->radius;
     compose(m, radius + eps, k);
-    double reach = pow(10, k->log10_trunk) * eps * (1 + 1e-9); // of the trunk's output
+    double reach = eps > 0 ? pow(10, k->log10_trunk) * eps * (1 + 1e-9) : 0; // the trunk's output
     compose(m, radius, k);
     #pragma omp parallel for schedule(dynamic, 1) reduction(+ : positions, proven)
     for (int i = 0; i < windows; i++) {
@@ -1835,7 +1891,7 @@ typedef enum { INTEGER, REAL, STRING, CHOICE, HEADING } Type;
 enum { TRAIN = 1, EVAL = 2, CERTIFY = 4, SAMPLE = 8, // the commands that take it
        SAVED = 16,    // goes into the checkpoint
        AGAIN = 32,    // may be given when a run is resumed
-       BUDGETED = 64, // a cap that --lipschitz chooses
+       BUDGETED = 64, // a cap: not beside --lipschitz, which chooses them
        KEPT = TRAIN | SAVED };
 
 typedef struct {
@@ -1864,15 +1920,13 @@ static const char *const constraint_words[] = {"soft",    "hard",   "normalize",
 #define WORD(name, field, help) {name, CHOICE, AT(field), 0, 0, KEPT, help, field##_words}
 static const Option options[] = {
     GROUP("everyday"),
-    TEXT("data", data, 1, KEPT | AGAIN | EVAL | CERTIFY,
-         "text or token shard (eval: the one it was trained on; certify: none)"),
+    TEXT("data", data, 1, KEPT | AGAIN | EVAL | CERTIFY, "text or token shard"),
     TEXT("model", model, 1, EVAL | CERTIFY | SAMPLE, "checkpoint to read"),
     TEXT("out", out, 1, TRAIN | AGAIN, "checkpoint to write"),
     TEXT("log", log, 1, TRAIN | AGAIN, "table of reports to write"),
     TEXT("resume", resume, 1, TRAIN | AGAIN, "checkpoint to go on from, with its settings"),
     WORD("preset", preset, "tight (ours: best at a sound bound) or paper (to the letter)"),
-    NUM("lipschitz", lipschitz, 0, 1e300, KEPT,
-        "budget: scale the preset's caps so that K never exceeds this; 0 = none"),
+    NUM("lipschitz", lipschitz, 0, 1e300, KEPT, "K never exceeds it: caps are scaled; 0 = none"),
     INT("steps", steps, 1, 1e9, KEPT | AGAIN, "optimizer steps"),
     INT("batch", batch, 1, 1 << 20, KEPT, "windows of a step"),
     INT("seed", seed, 0, INT_MAX, KEPT | SAMPLE, "of all random draws"),
@@ -1880,7 +1934,7 @@ static const Option options[] = {
     INT("tokens", tokens, 0, 1e9, KEPT | SAMPLE, "length of a sample"),
     NUM("temperature", temperature, 0, 1e3, KEPT | SAMPLE, "of its draws; 0 = the likeliest"),
     INT("eval-every", eval_every, 1, 1e9, KEPT, "steps between reports"),
-    INT("sample-every", sample_every, 0, 1e9, KEPT, "steps between samples; 0 = never"),
+    INT("sample-every", sample_every, 0, 1e9, KEPT, "steps between samples; 0 = none"),
     INT("windows", windows, 0, 1e9, CERTIFY, "windows of --data to certify"),
     GROUP("network"),
     INT("width", width, 2, 1 << 16, KEPT, "of the residual stream, d"),
@@ -1898,8 +1952,7 @@ static const Option options[] = {
     NUM("beta2", beta2, 0, 0.999999, KEPT, "AdamW's, of squared gradients"),
     NUM("weight-decay", weight_decay, 0, 1e3, KEPT, "times u; AdamW: times the learning rate"),
     GROUP("caps"),
-    WORD("constraint", constraint,
-         "soft|hard|normalize|stiefel|hammer|decay: how caps are held (by the last two, not)"),
+    WORD("constraint", constraint, "soft|hard|normalize|stiefel|hammer|decay (the last hold none)"),
     NUM("cap", cap, 0, 1e6, TRAIN | BUDGETED, "of all matrices: RMS->RMS norm; 0 = none"),
     NUM("cap-qk", cap_qk, 0, 1e6, KEPT | BUDGETED, "of W_q and W_k"),
     NUM("cap-v", cap_v, 0, 1e6, KEPT | BUDGETED, "of W_v"),
@@ -1909,8 +1962,7 @@ static const Option options[] = {
     NUM("cap-head", cap_head, 0, 1e6, KEPT | BUDGETED, "of W_head"),
     NUM("cap-embed", cap_embed, 0, 1e6, KEPT, "of the rows of E: RMS norm"),
     NUM("cap-bias", cap_bias, 0, 1e6, KEPT, "of b_in: RMS norm"),
-    NUM("spectral-decay", spectral_decay, 0, 1, KEPT,
-        "fraction of the top singular value that --constraint decay takes"),
+    NUM("spectral-decay", spectral_decay, 0, 1, KEPT, "of --constraint decay: taken off the top"),
     GROUP("research knobs"),
     NUM("alpha", alpha, 0, 0.99, KEPT, "weight of a layer in the stream; 0 = the paper's 1/(2L)"),
     FLAG("plain-residual", plain_residual, "x + F(x), not a convex mix"),
@@ -1922,7 +1974,7 @@ static const Option options[] = {
     NUM("share-head", share_head, 0, 1e6, KEPT, "factor on the step of W_head (ours)"),
     NUM("share-bias", share_bias, 0, 1e6, KEPT, "step of biases (ours)"),
     INT("lanes", lanes, 1, 1 << 10, KEPT, "parts of a batch: most threads used"),
-    INT("stop", stop, 0, 1e9, TRAIN | AGAIN, "save and stop at this step, as Ctrl-C would"),
+    INT("stop", stop, 0, 1e9, TRAIN | AGAIN, "save and stop at this step, to resume; 0 = never"),
 };
 enum { OPTIONS = sizeof options / sizeof *options };
 
@@ -2029,7 +2081,7 @@ static Config new_settings(const char **value) {
 // ---------------------------------------------------------------------------------------------
 // 11. Checkpoints: safetensors, which PyTorch, JAX, NumPy and the rest read. 8 bytes of header
 // length, a JSON header, then the numbers, little-endian and row-major. The reader trusts nothing:
-// everything is checked against the file before any memory is taken, and every refusal says why.
+// what the header says is checked against the file first, and every refusal says why.
 
 #if defined __BYTE_ORDER__ && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "safetensors is little-endian, and so must be the machine"
@@ -2065,8 +2117,7 @@ static void finish_file(FILE *file, const char *path) {
         return;
     int reason = errno;
     remove(temporary);
-    die("make room on the disk, or choose another place", "cannot write %s: %s", path,
-        strerror(reason));
+    die("make room, or choose another place", "cannot write %s: %s", path, strerror(reason));
 }
 
 // check_writable: that a file can be written later on.
@@ -2084,8 +2135,7 @@ static void check_distinct(const char *const *paths, int count) {
             if (!strcmp(paths[i], paths[j]) ||
                 (stat(paths[i], &a) == 0 && stat(paths[j], &b) == 0 && a.st_ino == b.st_ino &&
                  a.st_dev == b.st_dev))
-                die("give each file its own name", "%s and %s are one file, and one would "
-                    "overwrite the other", paths[j], paths[i]);
+                die("give each its own name", "%s and %s are one file", paths[j], paths[i]);
 }
 
 // Array: (rows, cols) numbers, in memory and at bytes [begin, end) of a file's data.
@@ -2177,7 +2227,7 @@ static bool read_string(const char *p, char *text, size_t size) {
             if (code < 0) return false;
             p += 5;
             int low = code >> 10 == 0x36 && p[0] == '\\' && p[1] == 'u' ? read_hex(p + 2) : -1;
-            if (low >= 0) { // two halves of one
+            if (low >> 10 == 0x37) { // two halves of one
                 code = 0x10000 + ((code & 0x3ff) << 10) + (low & 0x3ff);
                 p += 6;
             }
@@ -2328,8 +2378,7 @@ static Data read_vocabulary(const File *f) {
         if (good) v.symbols[i] = (unsigned char)byte; // rising, so at most 256 of them
     }
     if (!good)
-        die(REFETCH, "%s: the vocabulary is not %d rising bytes in hexadecimal", f->path,
-            v.vocabulary);
+        die(REFETCH, "%s: the vocabulary is not %d rising bytes", f->path, v.vocabulary);
     return v;
 }
 
@@ -2575,46 +2624,6 @@ static int command_train(const char **value, int command) {
     return run_free(&r, 0);
 }
 
-// print_norms: every weight's norm from both sides and its cap; "-": it has none of its own.
-static void print_norms(const Run *r) {
-    printf("\nweight\tlower\tupper\tcap\n");
-    for (int i = 0; i < r->m->count; i++) {
-        const Tensor *t = &r->m->tensors[i];
-        int heads = has_slices(t->kind) ? r->m->config.heads : 0;
-        if (t->size == 0) continue;
-        for (int head = -1; head < heads; head++) {
-            char slice[32] = "", cap[32] = "-";
-            Bracket b = head < 0 ? t->norm : t->heads[head];
-            bool own_cap = t->cap > 0 && (t->slices > 1) == (head >= 0);
-            if (head >= 0) snprintf(slice, sizeof slice, "[head %d]", head);
-            if (own_cap) snprintf(cap, sizeof cap, "%g", t->cap);
-            printf("%s%s\t%.6g\t%.6g\t%s\n", t->name, slice, b.lower, b.upper, cap);
-        }
-    }
-}
-
-// print_layers: what each layer adds, and the largest norm that was seen in its place on data.
-static void print_layers(const Run *r, bool with_data) {
-    const Model *m = r->m;
-    const Certificate *c = &r->certificate;
-    Layer row = {c->radius, 0, log10(norm(m, EMBED, 0))};
-    printf("\nlayer\tactivation_bound\tlargest_seen\tcertificate\tpaper_bound\tscore_bounds\n");
-    for (int i = -1; i < 2 * m->config.blocks; i++) {
-        double a = row.activation;
-        bool attention = i >= 0 && i % 2 == 0;
-        char name[64] = "embedding", largest[32] = "-";
-        if (i >= 0) snprintf(name, sizeof name, "blocks.%d.%s", i / 2, i % 2 ? "mlp" : "attention");
-        if (i >= 0) row = c->layers[i];
-        if (with_data) snprintf(largest, sizeof largest, "%.6g", r->seen[i + 1]);
-        printf("%s\t%.6g\t%s\t%s\t%s\t", name, row.activation, largest,
-               show_bound(row.log10_sound), show_bound(row.log10_paper));
-        if (attention)
-            for (int h = 0; h < m->config.heads; h++) printf("%.4g ", score_bound(m, i / 2, h, a));
-        printf(attention ? "\n" : "-\n");
-    }
-    printf("head\t-\t-\t%s\t%s\t-\n", show_bound(c->log10_sound), show_bound(c->log10_paper));
-}
-
 // print_predictions: certified shares, on --windows windows.
 static void print_predictions(Run *r, int windows) {
     static const double levels[] = {0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5};
@@ -2647,8 +2656,8 @@ static int command_use(const char **value, int command) {
     certify(m, &r.certificate);
     if (path) printf("data\t%s\n", path);
     print_results(&r, path != NULL);
-    print_norms(&r);
-    print_layers(&r, path != NULL);
+    print_norms(m);
+    print_layers(m, &r.certificate, path ? r.seen : NULL);
     if (command == CERTIFY && path && settings.windows && m->config.vocabulary <= 4096) // (V, V)
         print_predictions(&r, settings.windows);
     return run_free(&r, 0);
@@ -2657,7 +2666,7 @@ static int command_use(const char **value, int command) {
 static const struct { const char *name, *help; int bit; int (*run)(const char **, int); }
 commands[] = {
     {"train", "a model on any text, to the end, or on from a checkpoint", TRAIN, command_train},
-    {"eval", "loss and accuracy of a checkpoint, every norm", EVAL, command_use},
+    {"eval", "loss and accuracy on its own text or on --data, every norm", EVAL, command_use},
     {"certify", "its bound layer by layer, certified predictions", CERTIFY, command_use},
     {"sample", "text that it writes", SAMPLE, command_use}};
 

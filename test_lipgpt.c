@@ -808,12 +808,6 @@ static void test_attention(void) {
     at_most(worst, 40 * epsilon, "attention against double loops");
 }
 
-static void predict(const Lab *lab, const uint16_t *tokens, int T) { // s->logits
-    float *E = values(lab->m, lab->m->weights, EMBED, 0);
-    embedding_forward(lab->s->blocks[0].x, E, tokens, T, lab->m->config.width);
-    forward(lab->m, lab->s, T);
-}
-
 // Causality: a token changes nothing before it, and a shorter sequence is a prefix of a longer one.
 static void test_causality(void) {
     enum { V = 11, N = CONTEXT * V };
@@ -822,18 +816,18 @@ static void test_causality(void) {
         Lab lab = random_lab(&c, 30 + (uint64_t)variant);
         uint16_t tokens[CONTEXT] = {5, 3, 8, 1, 10, 0, 2, 2, 7, 9};
         float logits[N];
-        predict(&lab, tokens, CONTEXT);
+        forward_tokens(lab.m, lab.s, tokens, CONTEXT);
         memcpy(logits, lab.s->logits, sizeof logits);
         for (int t = 0; t < CONTEXT; t++) {
             uint16_t kept = tokens[t];
             size_t past = (size_t)t * V, rest = N - past;
             double size = distance(logits + past, NULL, rest);
             tokens[t] = 4;
-            predict(&lab, tokens, CONTEXT);
+            forward_tokens(lab.m, lab.s, tokens, CONTEXT);
             expect(!memcmp(logits, lab.s->logits, past * sizeof(float))); // but it changes the rest
             expect(distance(logits + past, lab.s->logits + past, rest) > 1e-2 * size);
             tokens[t] = kept;
-            predict(&lab, tokens, t + 1);
+            forward_tokens(lab.m, lab.s, tokens, t + 1);
             at_most(distance(logits, lab.s->logits, past + V), 40 * epsilon * size, "prefix");
         }
         lab_free(&lab);
@@ -849,8 +843,8 @@ static void test_presets(void) {
     const double caps[] = {c.cap_qk, c.cap_v, c.cap_o, c.cap_in, c.cap_out, c.cap_head};
     for (int i = 0; i < 6; i++) expect(caps[i] == 1.2);
     c.alpha = 0.5 / c.blocks;
-    near(attention_alpha_of(&c), 1.0 / 18, 1e-15, "paper: alpha / 3 with alpha = 1/(2L), L = 3");
-    near(keep_of(&c), 5.0 / 6, 1e-15, "paper: 1 - alpha");
+    near(attention_alpha_of(&c), (double)(float)(1.0 / 18), 1e-15, "paper: alpha / 3 with alpha = 1/(2L), L = 3");
+    near(keep_of(&c), (double)(float)(5.0 / 6), 1e-15, "paper: 1 - alpha");
     expect(c.activation == GELU && c.cap_embed == 1 && c.softmax_scale == 1 && c.mass == 32);
     expect(!c.bias && !c.position_bias && !c.per_head && !c.plain_residual && c.lipschitz == 0);
     expect(is_constrained(&c) && is_constrained(&tight) && tight.lipschitz == 100);
@@ -1568,8 +1562,10 @@ static void test_sound_bound(void) {
         Lab lab = lab_create(&c);
         const Model *m = lab.m;
         random_norms(lab.m, 0.5, 2, &rng);
-        double a = 0.9, K = 1, alpha = variant == PLAIN ? 1 : c.alpha;
-        double keep = variant == PLAIN ? 1 : 1 - alpha, factor = c.attention_factor;
+        bool plain = variant == PLAIN; // the constants are those of the network, as floats
+        double a = 0.9, K = 1, alpha = plain ? 1 : (double)(float)c.alpha;
+        double keep = plain ? 1 : (double)(float)(1 - c.alpha);
+        double mixed = (double)(float)((plain ? 1 : c.alpha) * c.attention_factor);
         bool gelu = variant == PAPER || variant == PLAIN;
         compose(m, a, &lab.certificate);
         for (int l = 0; l < c.blocks; l++) {
@@ -1580,8 +1576,8 @@ static void test_sound_bound(void) {
                 double b = c.softmax_scale * q * tensor(m, W_K, l)->heads[h].upper * a * a;
                 F2 += v * v * (1 + 2 * b) * (1 + 2 * b), v2 += v * v;
             }
-            K = K * keep + alpha * K * factor * o * sqrt(F2 / H);
-            a = a * keep + alpha * a * factor * o * sqrt(v2 / H);
+            K = K * keep + mixed * K * o * sqrt(F2 / H);
+            a = a * keep + mixed * a * o * sqrt(v2 / H);
             near(layer[0].activation, a, 1e-12, "compose: activations after attention");
             near(pow(10, layer[0].log10_sound), K, 1e-12, "compose: K after attention");
             double in = norm(m, W_IN, l), w = norm(m, W_OUT, l), b_in = norm(m, B_IN, l);
@@ -1610,9 +1606,10 @@ static void test_compose_is_monotone(void) {
                 bool used = has_slices(t->kind) ? head >= 0 : head < 0 && is_matrix(t->kind);
                 if (t->kind == B_IN && c.bias && head < 0) // through the scores of a later block
                     used = t->block + 1 < c.blocks;
-                bracket(t, head)->upper *= 1.01;
+                double kept = bracket(t, head)->upper;
+                bracket(t, head)->upper = 1.01 * kept;
                 expect(used ? log_bound(&lab, 0.7) > before : log_bound(&lab, 0.7) == before);
-                bracket(t, head)->upper /= 1.01;
+                bracket(t, head)->upper = kept;
             }
         expect(log_bound(&lab, 0.71) > before);
         lab_free(&lab);
@@ -1684,6 +1681,30 @@ static void test_budget_after_every_step(void) {
     at_most(0.9, fullest, "0.9 and the closest that a step comes to its budget");
 }
 
+// margin is the distance of the trunk's output to the nearest boundary between two predictions:
+// along w_j - w_c the logits of c and j meet there.
+static void test_margin(void) {
+    enum { V = 7, d = 12 };
+    Rng rng = {90};
+    for (int trial = 0; trial < 100; trial++) {
+        Config c = small_config(d, 1, 1, V);
+        Lab lab = random_lab(&c, 91 + (uint64_t)trial);
+        float h[d], z[V], *w = weight(&lab, W_HEAD, 0);
+        double *distances = head_distances(lab.m), nearest = INFINITY;
+        int top = 0;
+        randomize(h, d, 1, &rng);
+        for (int j = 0; j < V; j++) z[j] = (float)dot(w + j * d, h, d);
+        for (int j = 0; j < V; j++) top = z[j] > z[top] ? j : top;
+        for (int j = 0; j < V; j++) { // RMS norm of the shortest move that makes them equal
+            double apart = distance(w + j * d, w + top * d, d), gap = (double)z[top] - (double)z[j];
+            if (j != top) nearest = min(nearest, gap / apart / sqrt(d));
+            expect(j == top || margin(z, j, distances, V) < 0);
+        }
+        near(margin(z, top, distances, V), nearest, 1e-14, "margin"); // 4.7e-15, rounded down
+        free(distances), lab_free(&lab);
+    }
+}
+
 // certified_radius: the largest eps at which a position with this margin is certified.
 static double certified_radius(Lab *lab, double room, double radius) {
     double low = 0, high = 4;
@@ -1709,7 +1730,7 @@ static Window window_create(Lab *lab, Rng *rng) {
     uint16_t tokens[WIN];
     double R = lab->certificate.radius;
     for (int t = 0; t < WIN; t++) tokens[t] = (uint16_t)rng_below(rng, CLASSES);
-    predict(lab, tokens, WIN);
+    forward_tokens(lab->m, lab->s, tokens, WIN);
     memcpy(w.x, lab->s->blocks[0].x, sizeof w.x);
     for (int t = 0; t < WIN; t++) {
         const float *z = lab->s->logits + (size_t)t * CLASSES;
@@ -1767,6 +1788,37 @@ static double attack_position(const Lab *lab, const Window *w, int t, Rng *rng) 
         expect(margin(z, w->predicted[t], w->distances, CLASSES) >= 0);
     }
     return weakest;
+}
+
+// certified_share: the positions whose radius is beyond eps, counted by hand.
+static void test_certified_share(void) {
+    enum { COUNT = 41 };
+    Config c = small_config(WIDE_D, 2, 1, CLASSES);
+    Lab lab = lab_create(&c);
+    Workspace *spaces = workspaces_create(&c, omp_get_max_threads());
+    uint16_t text[COUNT];
+    double radii[COUNT - 1];
+    Rng rng = {92};
+    fill_model(&lab, GAUSSIAN, 0.3, 1.5, &rng);
+    double *distances = head_distances(lab.m);
+    for (int i = 0; i < COUNT; i++) text[i] = (uint16_t)rng_below(&rng, CLASSES);
+    sound(&lab);
+    double R = lab.certificate.radius;
+    for (int i = 0; i < COUNT - 1; i++) {
+        if (i % CONTEXT == 0) forward_tokens(lab.m, lab.s, text + i, CONTEXT);
+        const float *z = lab.s->logits + i % CONTEXT * CLASSES;
+        double room = margin(z, text[i + 1], distances, CLASSES);
+        radii[i] = room > 0 ? certified_radius(&lab, room, R) : -1;
+    }
+    compose(lab.m, R, &lab.certificate);
+    for (int i = 0; i < 2 * (COUNT - 1); i++) { // just inside of every radius, and just outside
+        double eps = max(0, radii[i / 2] * (1 + (i % 2 ? 1e-6 : -1e-6)));
+        int proven = 0;
+        for (int j = 0; j < COUNT - 1; j++) proven += radii[j] > eps;
+        near(certified_share(lab.m, spaces, (Span){text, COUNT}, (COUNT - 1) / CONTEXT, distances,
+                             eps, &lab.certificate), proven / (COUNT - 1.0), 1e-15, "share");
+    }
+    free(distances), workspaces_free(spaces, &c, omp_get_max_threads()), lab_free(&lab);
 }
 
 // A certified position survives every attack inside its radius; not much further out, some fall.
@@ -2506,7 +2558,8 @@ static void test_rewrites(void) {
         {{{"'./q", "'.\\/q"}}, NULL, 0, false},                        // escapes
         {{{"\xc3\xbc\xf0\x9f\x98\x80", "\\u00fc\\uD83D\\ude00"}}, NULL, 0, false},
         {{{"./q", "\\u002e\\u002f\\u0071"}}, NULL, 0, false},
-        {{{"lipgpt 3", "lipgpt 2"}, {"'alpha'", "'residual'"}, {"'momentum'", "'beta'"}}, NULL, 0, 0},
+        {{{"lipgpt 3", "lipgpt 2"}, {"'alpha'", "'residual'"}, {"'momentum'", "'beta'"}}, NULL, 0,
+         false},
     };
     char *text = contents("text", &model_size);
     put(STRANGE, text, model_size), free(text);
@@ -2773,7 +2826,8 @@ int main(int argc, char **argv) {
         TEST(certificate_from_below), TEST(attention_is_tight), TEST(paper_bound_is_exceeded),
         TEST(layers_are_tight), TEST(radius_counts), TEST(norms), TEST(paper_bound),
         TEST(sound_bound), TEST(compose_is_monotone), TEST(compose_at_the_ends), TEST(budget),
-        TEST(budget_after_every_step), TEST(certified_predictions), TEST(show_bound),
+        TEST(budget_after_every_step), TEST(margin), TEST(certified_share),
+        TEST(certified_predictions), TEST(show_bound),
     };
     verbose = getenv("VERBOSE") != NULL;
     Config c = tiny(PAPER);
