@@ -1469,6 +1469,22 @@ static void test_radius_counts(void) {
     lab_free(&lab);
 }
 
+// The bound counts constants as the network uses them: 0.98 becomes a larger float, and a network of
+// zero layers that keeps 0.98 of its input per layer really keeps that much.
+static void test_constants_as_used(void) {
+    Config c = small_config(2, 1, 40, 2);
+    c.alpha = 0.02;
+    Lab lab = lab_create(&c);
+    float x[2] = {1, 1}, h[2] = {0}, W[4] = {0}, y[2];
+    double kept = 1;
+    residual_forward(y, x, h, W, keep_of(&c), alpha_of(&c), 1, 2, 2);
+    for (int layer = 0; layer < 2 * c.blocks; layer++) kept *= (double)y[0];
+    compose(lab.m, 1, &lab.certificate);
+    expect(log10(kept) <= lab.certificate.log10_trunk);
+    expect(kept <= lab.certificate.layers[2 * c.blocks - 1].activation * (1 + 1e-12));
+    lab_free(&lab);
+}
+
 // (2), (5), (6) and both activation bounds are reached, and the MLP's and the head's constants too:
 // every matrix W_ij = norm / I maps c (1 .. 1) to norm c (1 .. 1), so the network acts on constant
 // tokens as a chain of scalars, each layer with all of its norm, biases included.
@@ -2824,7 +2840,8 @@ int main(int argc, char **argv) {
         TEST(optimizer_step), TEST(adamw), TEST(overfit), TEST(determinism), TEST(coupling),
         TEST(soft_cap), TEST(cap_after_step), TEST(constraints), TEST(constraints_at_the_ends),
         TEST(certificate_from_below), TEST(attention_is_tight), TEST(paper_bound_is_exceeded),
-        TEST(layers_are_tight), TEST(radius_counts), TEST(norms), TEST(paper_bound),
+        TEST(layers_are_tight), TEST(constants_as_used), TEST(radius_counts), TEST(norms),
+        TEST(paper_bound),
         TEST(sound_bound), TEST(compose_is_monotone), TEST(compose_at_the_ends), TEST(budget),
         TEST(budget_after_every_step), TEST(margin), TEST(certified_share),
         TEST(certified_predictions), TEST(show_bound),
