@@ -119,7 +119,7 @@ static double max(double a, double b) { return a > b ? a : b; }
 static double min(double a, double b) { return a < b ? a : b; }
 static int imin(int a, int b) { return a < b ? a : b; }
 
-static double seconds(void) {
+static double seconds(void) { // since some fixed moment; never set back
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
@@ -138,8 +138,8 @@ static uint64_t rng_next(Rng *rng) {
 }
 
 static double rng_uniform(Rng *rng) { return (double)(rng_next(rng) >> 11) * 0x1p-53; } // [0, 1)
-static size_t rng_below(Rng *rng, size_t n) { return (size_t)(rng_next(rng) % n); }
-static double rng_normal(Rng *rng) { // Box-Muller
+static size_t rng_below(Rng *rng, size_t n) { return (size_t)(rng_next(rng) % n); } // [0, n)
+static double rng_normal(Rng *rng) { // mean 0, variance 1: Box-Muller
     double radius = sqrt(-2 * log(1 - rng_uniform(rng)));
     return radius * cos(6.283185307179586 * rng_uniform(rng));
 }
@@ -406,7 +406,7 @@ static Bracket spectral_norm(const float *W, int rows, int cols, float *directio
             a[rows <= cols ? (size_t)i * k_stride + j : (size_t)j * k_stride + i] =
                 (double)W[(size_t)i * cols + j];
     gram_double(G, a, n, k_stride, n_stride);
-    double norm = divide_by_norm(G, side), log_norm = log(norm);
+    double norm = divide_by_norm(G, side), log_norm = log(norm); // of sigma_max(a)^2, from above
     for (int step = 1; step <= GRAM_STEPS; step++) {
         gram_double(next, G, n, n_stride, n_stride);
         double *swap = G;
@@ -453,6 +453,7 @@ static Scratch scratch_create(int rows, int cols) {
     return (Scratch){n, k, floats(nk), floats(nk), floats(nn), floats(nn)};
 }
 
+// scratch_free: x and y may have changed places.
 static void scratch_free(Scratch *s) { free(s->x), free(s->y), free(s->gram), free(s->gram2); }
 
 // widen: X (n, k) = scale W, or scale W^T if W (rows, cols) is tall.
@@ -579,6 +580,7 @@ static void embedding_forward(float *x, const float *E, const uint16_t *tokens, 
         memcpy(x + (size_t)t * d, E + (size_t)tokens[t] * d, (size_t)d * sizeof(float));
 }
 
+// dE_token += dx_t.
 static void embedding_backward(float *dE, const float *dx, const uint16_t *tokens, int T, int d) {
     for (int t = 0; t < T; t++)
         for (int i = 0; i < d; i++) dE[(size_t)tokens[t] * d + i] += dx[(size_t)t * d + i];
@@ -804,8 +806,8 @@ static int draw(float *logits, int V, double temperature, Rng *rng) {
 
 enum { PATH_SIZE = 1024 };
 typedef enum { TIGHT, PAPER } Preset;
-typedef enum { MUON, ADAMW } Optimizer;
-typedef enum { SOFT, HARD, NORMALIZE, STIEFEL, HAMMER, DECAY } Constraint;
+typedef enum { MUON, ADAMW } Optimizer;                                         // section 6
+typedef enum { SOFT, HARD, NORMALIZE, STIEFEL, HAMMER, DECAY } Constraint;      // section 7
 
 typedef struct { // every setting of the program; section 10 gives names, defaults and ranges
     char data[PATH_SIZE], out[PATH_SIZE], log[PATH_SIZE], resume[PATH_SIZE], model[PATH_SIZE];
@@ -813,14 +815,14 @@ typedef struct { // every setting of the program; section 10 gives names, defaul
     Preset preset;
     int width, heads, blocks, context, mlp_ratio, vocabulary; // the network
     Activation activation;
-    int position_bias, bias, per_head, plain_residual;
-    double alpha, attention_factor, softmax_scale;
+    int position_bias, bias, per_head, plain_residual;        // 0 or 1
+    double alpha, attention_factor, softmax_scale;            // the paper's 1/(2L), 1/3 and s
     Optimizer optimizer;                                      // training
     int steps, batch, lanes, seed;
     double lr, momentum, beta2, weight_decay, mass, share_embed, share_head, share_bias;
     Constraint constraint;
     double cap, cap_qk, cap_v, cap_o, cap_in, cap_out, cap_head, cap_embed, cap_bias;
-    double spectral_decay, lipschitz;
+    double spectral_decay, lipschitz;                         // the budget for K
     int eval_every, sample_every, stop, tokens, windows;      // the rest
     double temperature;
 } Config;
@@ -842,8 +844,8 @@ static Config preset_config(Preset preset) {
     } else {
         c.batch = 16, c.eval_every = 200, c.lr = 0.3, c.lipschitz = 100;
         c.activation = MAXMIN, c.alpha = 0.5, c.attention_factor = 1;
-        c.position_bias = 1, c.bias = 1, c.per_head = 1;
-        c.share_embed = 500, c.share_head = 20;
+        c.position_bias = 1, c.bias = 1, c.per_head = 1; // free, or nearly, in K
+        c.share_embed = 500, c.share_head = 20; // factors on 1/34 of a step
         c.cap_qk = 0.1, c.cap_v = 0.9, c.cap_o = 1, c.cap_in = 2.1, c.cap_out = 2.1, c.cap_head = 6;
     }
     return c;
@@ -892,6 +894,7 @@ static bool is_matrix(Kind kind) { // what the RMS->RMS norm is for; the others 
     return kind != EMBED && kind != POSITION && kind != B_IN && kind != B_OUT;
 }
 
+// has_slices: whether an attention head's rows have a norm of their own in the bound.
 static bool has_slices(Kind kind) { return kind == W_Q || kind == W_K || kind == W_V; }
 
 // tensor: the row of the table for a kind and a block. Those outside of the blocks: E stands in the
@@ -917,6 +920,7 @@ static double score_scale_of(const Config *c) { // s / dh
     return (float)(c->softmax_scale * c->heads / c->width);
 }
 
+// add_tensor: the next one in memory; with no rows, a place in the table that stays empty.
 static void add_tensor(Model *m, Kind kind, int block, const char *name, int rows, int cols,
                        double cap, double share) {
     Tensor *t = tensor(m, kind, block);
@@ -969,7 +973,7 @@ static Model *model_create(const Config *c) {
     m->weights = floats(m->size), m->momentum = floats(m->size);
     m->second = c->optimizer == ADAMW ? floats(m->size) : NULL;
     size_t half = (size_t)(c->width / c->heads / 2), n = (size_t)c->context * half;
-    m->angles = floats(2 * n);
+    m->angles = floats(2 * n); // t base^(-i / (dh/2)) at (t, i)
     for (size_t i = 0; i < n; i++) {
         double angle = (double)(i / half) * pow(10000, -(double)(i % half) / (double)half);
         m->angles[2 * i] = (float)cos(angle), m->angles[2 * i + 1] = (float)sin(angle);
@@ -1119,6 +1123,7 @@ static void backward(const Model *m, Workspace *s, float *g, int T) {
     }
 }
 
+// forward_tokens: from tokens (T) to s->logits.
 static void forward_tokens(const Model *m, Workspace *s, const uint16_t *tokens, int T) {
     embedding_forward(s->blocks[0].x, values(m, m->weights, EMBED, 0), tokens, T, m->config.width);
     forward(m, s, T);
@@ -1145,6 +1150,7 @@ static double sequence_loss(const Model *m, Workspace *s, const uint16_t *tokens
 
 typedef struct { const uint16_t *tokens; size_t count; } Span; // of a text
 
+// lanes_of: how many there are: a lane has one window at least.
 static int lanes_of(const Config *c) { return imin(c->lanes, c->batch); }
 
 // batch_gradient: mean loss over the windows of tokens that begin at starts (batch); the first lane
@@ -1237,6 +1243,7 @@ typedef struct {
 // has_own_cap: whether the rows of a head, or for head -1 the whole, are updated and capped as one.
 static bool has_own_cap(const Tensor *t, int head) { return (t->slices > 1) == (head >= 0); }
 
+// by_cost: for qsort, the most expensive first.
 static int by_cost(const void *a, const void *b) {
     double x = ((const Slice *)a)->cost, y = ((const Slice *)b)->cost;
     return (x < y) - (x > y);
@@ -1407,6 +1414,7 @@ static void constrain(Scratch *s, const Config *c, double most, double cap) {
     }
 }
 
+// holds_caps: whether the constraint leaves no norm above its cap.
 static bool holds_caps(const Config *c) {
     return c->constraint != HAMMER && c->constraint != DECAY;
 }
@@ -1437,8 +1445,9 @@ static void step_matrix(const Config *c, float *W, const float *m, int rows, int
     scratch_free(&s);
 }
 
-typedef struct { const float *gradient; double eta; } Step;
+typedef struct { const float *gradient; double eta; } Step; // (m->size); learning rate
 
+// step_slice: momentum, update and cap of one slice.
 static void step_slice(const Model *m, const Slice *slice, void *context) {
     const Step *step = context;
     const Config *c = &m->config;
@@ -1504,6 +1513,7 @@ typedef struct {
     double log10_sound, log10_paper; // from embeddings to logits
 } Certificate;
 
+// certificate_create: empty; compose and paper_bound fill it.
 static Certificate certificate_create(const Model *m) {
     return (Certificate){.layers = allocate(2 * (size_t)m->config.blocks, sizeof(Layer))};
 }
@@ -1688,6 +1698,7 @@ static double norm_over_cap(const Model *m) {
     return largest;
 }
 
+// within_caps: up to what float rounding may add.
 static bool within_caps(const Model *m) { return norm_over_cap(m) <= 1 + 2 * ROUNDING; }
 
 // check_promise: what training promises after every step, of the certificate as measured then.
@@ -1814,6 +1825,7 @@ typedef struct {
     uint64_t fingerprint;        // FNV-1a of the file
 } Data;
 
+// read_file: all bytes of a file, or death with this hint.
 static unsigned char *read_file(const char *path, size_t *size, const char *hint) {
     FILE *file = fopen(path, "rb");
     struct stat status;
@@ -2254,6 +2266,7 @@ static int read_sizes(const char *p, size_t numbers[2]) {
     return 0;
 }
 
+// open_tensors: the file in memory, and its header found.
 static File open_tensors(const char *path) {
     File f = {.path = path};
     uint64_t length = 0;
@@ -2281,6 +2294,7 @@ static const char *metadata_of(const File *f, const char *key, const char *older
     return text;
 }
 
+// metadata_number: a value of the metadata from 0 to `most`.
 static uint64_t metadata_number(const File *f, const char *key, uint64_t most) {
     const char *text = metadata_of(f, key, NULL);
     char *end;
@@ -2333,7 +2347,7 @@ static void load_arrays(const File *f, const Model *m) {
     free(arrays);
 }
 
-typedef struct { int step; Rng rng; uint64_t fingerprint; } Progress; // what a run has done so far
+typedef struct { int step; Rng rng; uint64_t fingerprint; } Progress; // of a run, and its data
 
 // checkpoint_save: weights, momenta, settings, vocabulary, progress and certificate.
 static void checkpoint_save(const char *path, const Model *m, const Data *data, const Progress *p,
@@ -2431,6 +2445,7 @@ typedef struct { // everything that a command holds; it ends with the process
     double began, train_loss;
 } Run;
 
+// run_create: takes over m and data; run_free gives all back and returns the exit status.
 static Run run_create(Model *m, Data data, Progress progress) {
     return (Run){.m = m, .data = data, .progress = progress, .certificate = certificate_create(m),
                  .spaces = workspaces_create(&m->config, omp_get_max_threads()),
@@ -2579,6 +2594,7 @@ static Run resumed_run(const char *path, const char **value) {
 static volatile sig_atomic_t interrupted;
 static void on_interrupt(int signal_number) { interrupted = signal_number; }
 
+// command_train: steps to the end, to --stop or to Ctrl-C, with reports between; then the results.
 static int command_train(const char **value, int command) {
     (void)command;
     const char *resumed = given(value, AT(resume));

@@ -843,7 +843,7 @@ static void test_presets(void) {
     const double caps[] = {c.cap_qk, c.cap_v, c.cap_o, c.cap_in, c.cap_out, c.cap_head};
     for (int i = 0; i < 6; i++) expect(caps[i] == 1.2);
     c.alpha = 0.5 / c.blocks;
-    near(attention_alpha_of(&c), (double)(float)(1.0 / 18), 1e-15, "paper: alpha / 3 with alpha = 1/(2L), L = 3");
+    near(attention_alpha_of(&c), (double)(float)(1.0 / 18), 1e-15, "paper: alpha / 3, L = 3");
     near(keep_of(&c), (double)(float)(5.0 / 6), 1e-15, "paper: 1 - alpha");
     expect(c.activation == GELU && c.cap_embed == 1 && c.softmax_scale == 1 && c.mass == 32);
     expect(!c.bias && !c.position_bias && !c.per_head && !c.plain_residual && c.lipschitz == 0);
@@ -1469,8 +1469,8 @@ static void test_radius_counts(void) {
     lab_free(&lab);
 }
 
-// The bound counts constants as the network uses them: 0.98 becomes a larger float, and a network of
-// zero layers that keeps 0.98 of its input per layer really keeps that much.
+// The bound counts constants as the network uses them: 0.98 becomes a larger float, and a network
+// of zero layers that keeps 0.98 of its input per layer really keeps that much.
 static void test_constants_as_used(void) {
     Config c = small_config(2, 1, 40, 2);
     c.alpha = 0.02;

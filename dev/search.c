@@ -3,10 +3,10 @@
 //   make search && build/search --model out/lipgpt.safetensors --data data/tinyshakespeare.txt
 //       [--search-steps N] [--pair FILE] [--windows N] [--seed N]
 //
-// A certificate that nobody can violate may still be loose, so this program looks for the worst pair
-// of inputs: whatever |f(x) - f(y)| / |x - y| it finds is a lower end of the true constant
-// (lower_bound). With --data it also attacks predictions, all embeddings of a window at once, beside
-// the accuracy that is certified. lipgpt.c is included whole; its tests include this file.
+// A certificate that nobody can violate may still be loose, so this program looks for the worst
+// pair of inputs: whatever |f(x) - f(y)| / |x - y| it finds is a lower end of the true constant
+// (lower_bound). With --data it also attacks predictions, all embeddings of a window at once,
+// beside the accuracy that is certified. lipgpt.c is included whole; its tests include this file.
 
 #define main lipgpt_main
 #include "../lipgpt.c"
