@@ -2641,13 +2641,14 @@ static int command_train(const char **value, int command) {
 }
 
 // print_predictions: certified shares, on --windows windows.
+enum { LEVELS = 7 }; // of eps, for certificates and attacks
+static const double levels[LEVELS] = {0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5};
 static void print_predictions(Run *r, int windows) {
-    static const double levels[] = {0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5};
     double *distances = head_distances(r->m);
     Span split = r->data.validation;
     windows = imin(windows, window_count(split, FULL_SPLIT, r->m->config.context));
     printf("\neps\tcertified_accuracy\t(%d windows)\n", windows);
-    for (int i = 0; i < 7; i++)
+    for (int i = 0; i < LEVELS; i++)
         printf("%g\t%.4f\n", levels[i], certified_share(r->m, r->spaces, split, windows, distances,
                                                         levels[i], &r->certificate));
     free(distances);

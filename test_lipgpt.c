@@ -1473,8 +1473,12 @@ static void test_radius_counts(void) {
 // of zero layers that keeps 0.98 of its input per layer really keeps that much.
 static void test_constants_as_used(void) {
     Config c = small_config(2, 1, 40, 2);
-    c.alpha = 0.02;
+    c.alpha = 0.02, c.softmax_scale = 0.7;
     Lab lab = lab_create(&c);
+    tensor(lab.m, W_Q, 0)->heads[0].upper = tensor(lab.m, W_K, 0)->heads[0].upper = 1;
+    expect(score_bound(lab.m, 0, 0, 1) == 2 * (double)(float)(0.7 / 2)); // dh times s / dh
+    float rows[3] = {1, (float)NAN, 3};
+    expect(isnan(largest_row(rows, 3, 1)));
     float x[2] = {1, 1}, h[2] = {0}, W[4] = {0}, y[2];
     double kept = 1;
     residual_forward(y, x, h, W, keep_of(&c), alpha_of(&c), 1, 2, 2);
@@ -1834,6 +1838,11 @@ static void test_certified_share(void) {
         near(certified_share(lab.m, spaces, (Span){text, COUNT}, (COUNT - 1) / CONTEXT, distances,
                              eps, &lab.certificate), proven / (COUNT - 1.0), 1e-15, "share");
     }
+    Span split = {text, COUNT};
+    double right = certified_share(lab.m, spaces, split, 4, distances, 0, &lab.certificate);
+    tensor(lab.m, W_Q, 0)->heads[0].upper = INFINITY; // no bound, but nothing has moved
+    expect(right > 0 && right == certified_share(lab.m, spaces, split, 4, distances, 0,
+                                                 &lab.certificate));
     free(distances), workspaces_free(spaces, &c, omp_get_max_threads()), lab_free(&lab);
 }
 
@@ -2800,7 +2809,8 @@ static void test_fast_math(const char *here) {
 }
 
 static void test_programs(const char *const *given) {
-    char here[1024] = "", directory[] = "build/cli-XXXXXX", paths[2][2200] = {"", ""}, old[16] = "";
+    char here[1024] = "", directory[] = "build/cli-XXXXXX", old[16] = "";
+    char paths[2][2200] = {"", ""};
     const char *threads = getenv("OMP_NUM_THREADS");
     bool ready = getcwd(here, sizeof here) && mkdtemp(directory) && chdir(directory) == 0;
     if (threads) snprintf(old, sizeof old, "%s", threads);

@@ -202,12 +202,11 @@ static double surviving_share(const Run *r, Span split, int windows, double eps)
 }
 
 static void print_attack(Run *r, int windows) {
-    static const double levels[] = {0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5};
     double *distances = head_distances(r->m);
     Span split = r->data.validation;
     windows = imin(windows, window_count(split, FULL_SPLIT, r->m->config.context));
     printf("\neps\tcertified_accuracy\taccuracy_under_attack\t(%d windows)\n", windows);
-    for (int i = 0; i < 7; i++)
+    for (int i = 0; i < LEVELS; i++)
         printf("%g\t%.4f\t%.4f\n", levels[i],
                certified_share(r->m, r->spaces, split, windows, distances, levels[i],
                                &r->certificate),
