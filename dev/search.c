@@ -51,30 +51,49 @@ static void run(const Model *m, Workspace *s, const float *x, int T) { // forwar
     forward(m, s, T);
 }
 
-// pull_back: to = J^T u at x, for a direction u (V) of the logits at token t.
+// pull_back: to = J^T u at x, for a direction u (V) of the logits at token t. The same for the
+// weights is added to g, unless that is NULL.
 static void pull_back(const Model *m, Workspace *s, const float *x, const float *u, int t, int T,
-                      float *to) {
+                      float *g, float *to) {
     size_t V = (size_t)m->config.vocabulary;
     run(m, s, x, T);
     memset(s->logits, 0, (size_t)T * V * sizeof(float));
     memcpy(s->logits + (size_t)t * V, u, V * sizeof(float));
-    backward(m, s, NULL, T);
+    backward(m, s, g, T);
     memcpy(to, s->dx, (size_t)T * m->config.width * sizeof(float));
+}
+
+// pair_ratio: |f(x) - f(y)| / |x - y|; u (T, V) becomes f(y) - f(x), and t the token that moved
+// most. What float rounding may have added to the response is taken off, so that it cannot pass for
+// a violation.
+static double pair_ratio(const Model *m, Workspace *s, const float *x, const float *y, int T,
+                         float *u, int *t) {
+    int d = m->config.width, V = m->config.vocabulary;
+    size_t n = (size_t)T * d, N = (size_t)T * V;
+    double rounding = (sizeof(float) == 8 ? 1e-15 : 4e-7) * (4 * m->config.blocks + 2);
+    float *shift = floats(n);
+    run(m, s, y, T);
+    memcpy(u, s->logits, N * sizeof(float));
+    run(m, s, x, T);
+    double size = largest_token(u, T, V, NULL);
+    for (size_t i = 0; i < N; i++) u[i] -= s->logits[i];
+    for (size_t i = 0; i < n; i++) shift[i] = y[i] - x[i];
+    double response = largest_token(u, T, V, t), distance = largest_token(shift, T, d, NULL);
+    free(shift);
+    return distance > 0 ? (response - rounding * size) / distance : 0;
 }
 
 // worst_pair: gradient ascent from x (T, d) on |f(x) - f(y)| / |x - y| inside |.| <= radius;
 // returns the best ratio and leaves that pair in x and y. u is the response of the token that moved
 // most; y - x follows J^T u at y, token by token (the best linear response under the max norm), and
-// x follows the gradient of the ratio itself, J(y)^T u - J(x)^T u. What float rounding may have
-// added to the response is taken off, so that it cannot pass for a violation.
+// x follows the gradient of the ratio itself, J(y)^T u - J(x)^T u.
 static double worst_pair(const Model *m, Workspace *s, float *x, float *y, double radius, int T,
                          int steps, Rng *rng) {
-    const Config *c = &m->config;
-    int d = c->width, V = c->vocabulary, t = 0;
-    size_t n = (size_t)T * d, N = (size_t)T * V;
-    float *px = floats(n), *py = floats(n), *gx = floats(n), *gy = floats(n), *shift = floats(n);
-    float *u = floats(N);
-    double best = 0, rounding = 4e-7 * (4 * c->blocks + 2);
+    int d = m->config.width, V = m->config.vocabulary, t = 0;
+    size_t n = (size_t)T * d;
+    float *px = floats(n), *py = floats(n), *gx = floats(n), *gy = floats(n);
+    float *u = floats((size_t)T * V);
+    double best = 0;
     memcpy(px, x, n * sizeof(float));
     for (size_t i = 0; i < n; i++) gy[i] = (float)rng_normal(rng);
     for (int step = 0; step < steps; step++) {
@@ -82,27 +101,20 @@ static double worst_pair(const Model *m, Workspace *s, float *x, float *y, doubl
         memcpy(py, px, n * sizeof(float));
         add_direction(py, gy, 0.02 * radius, T, d);
         project(py, NULL, radius, T, d);
-        run(m, s, py, T);
-        memcpy(u, s->logits, N * sizeof(float));
-        run(m, s, px, T);
-        double size = largest_token(u, T, V, NULL);
-        for (size_t i = 0; i < N; i++) u[i] -= s->logits[i];
-        for (size_t i = 0; i < n; i++) shift[i] = py[i] - px[i];
-        double response = largest_token(u, T, V, &t), distance = largest_token(shift, T, d, NULL);
-        double ratio = distance > 0 ? (response - rounding * size) / distance : 0;
+        double ratio = pair_ratio(m, s, px, py, T, u, &t);
         if (ratio > best) {
             best = ratio;
             memcpy(x, px, n * sizeof(float)), memcpy(y, py, n * sizeof(float));
         }
-        pull_back(m, s, px, u + (size_t)t * V, t, T, gx);
-        pull_back(m, s, py, u + (size_t)t * V, t, T, gy);
+        pull_back(m, s, px, u + (size_t)t * V, t, T, NULL, gx);
+        pull_back(m, s, py, u + (size_t)t * V, t, T, NULL, gy);
         for (size_t i = 0; i < n; i++) gx[i] = gy[i] - gx[i];
         double norm = largest_token(gx, T, d, NULL);
         double pace = 0.5 * radius * (1 - (double)step / steps);
         if (norm > 0)
             for (size_t i = 0; i < n; i++) px[i] += (float)(pace / norm * (double)gx[i]);
     }
-    free(px), free(py), free(gx), free(gy), free(shift), free(u);
+    free(px), free(py), free(gx), free(gy), free(u);
     return best;
 }
 
