@@ -1305,7 +1305,8 @@ static void test_attention_is_tight(void) {
         at_most(K * 1.2, outside, "outside of the ball: 1.2 K and ratio");
         at_most(log10(outside), larger, "outside of the ball: ratio and its K, log10");
         at_most(log10(least) + larger, log10(outside), "that and what it must reach, log10");
-        double climbed = ascend(&lab, x, y, 3, 1 / (1 + 1e-6), h, beta < 5 ? 300 : 60, 0.01, true);
+        int steps = beta < 5 ? 300 : 60;
+        double climbed = ascend(&lab, x, y, 3, 1 / (1 + 1e-6), h, steps, 0.01, true);
         at_most(climbed / sound(&lab), 1, "attention, after ascent: ratio / K");
         lab_free(&lab);
     }
@@ -1404,8 +1405,8 @@ static void test_paper_bound(void) {
 }
 
 // The sound bound at random norms, per head, against dev/certificate.md evaluated here, for every
-// kind of network. So K rises with every norm and with the radius, as that formula does, and q, k, v
-// count by their slices, not as a whole.
+// kind of network. So K rises with every norm and with the radius, as that formula does, and q, k,
+// v count by their slices, not as a whole.
 static void test_sound_bound(void) {
     for (int i = 0; i < 60; i++) {
         Rng rng = {(uint64_t)i};
@@ -1414,7 +1415,7 @@ static void test_sound_bound(void) {
         const Model *m = lab.m;
         random_norms(lab.m, 0.2, 2.2, &rng);
         bool plain = c.plain_residual, gelu = c.activation == GELU;
-        double a = 0.9, K = 1, alpha = plain ? 1 : (double)(float)c.alpha; // floats, as it uses them
+        double a = 0.9, K = 1, alpha = plain ? 1 : (double)(float)c.alpha; // as it is used
         double keep = plain ? 1 : (double)(float)(1 - c.alpha);
         double mixed = (double)(float)((plain ? 1 : c.alpha) * c.attention_factor);
         compose(m, a, &lab.certificate);
@@ -1436,9 +1437,10 @@ static void test_sound_bound(void) {
             near(layer[1].activation, a, 1e-12, "compose: activations after the MLP");
             near(pow(10, layer[1].log10_sound), K, 1e-12, "compose: K after the MLP");
         }
-        near(pow(10, lab.certificate.log10_trunk), K, 1e-11, "compose: K of the trunk");
+        double error = 10 * COMPOSE_ERROR(2 * c.blocks, c.heads, fabs(log10(K)));
+        near(pow(10, lab.certificate.log10_trunk), K, error, "compose: K of the trunk");
         expect(lab.certificate.log10_trunk >= log10(K)); // never rounded down
-        near(pow(10, lab.certificate.log10_sound), K * norm(m, W_HEAD, 0), 1e-11, "compose: K");
+        near(pow(10, lab.certificate.log10_sound), K * norm(m, W_HEAD, 0), error, "compose: K");
         lab_free(&lab);
     }
 }
@@ -1463,43 +1465,33 @@ static Config profile(Preset preset, double K) { // a preset with its caps scale
     return c;
 }
 
-// A budget K is used up by the caps, and no weights at their caps can pass it.
+// A budget K is used up by the caps, and no weights at their caps can pass it; nor can weights after
+// huge steps along random gradients, from the first.
 static void test_budget(void) {
-    static const double budgets[] = {1.5, 2, 10, 100, 1e4};
-    for (int i = 0; i < 10; i++) {
-        double K = budgets[i / 2], largest = 0;
+    static const double budgets[] = {1.5, 2, 10, 100, 1e4}, rates[] = {0.1, 1, 30, 1e3};
+    double fullest = 0;
+    for (int i = 0; i < 60; i++) {
+        double K = budgets[i % 5], largest = 0;
         Rng rng = {(uint64_t)i};
-        Config c = profile((Preset)(i % 2), K);
+        Config c = profile((Preset)(i / 5 % 2), K);
+        c.weight_decay = (double[]){0, 0.05, 1}[i / 20];
         at_most(bound_at_caps(&c, 1), log10(K), "what the caps allow, log10");
         at_most(log10(0.98 * K), bound_at_caps(&c, 1), "0.98 budget, and that");
         Lab lab = lab_create(&c);
-        for (Family family = GAUSSIAN; family <= ONE_HEAD; family++) {
+        float *g = floats(lab.m->size);
+        for (Family family = GAUSSIAN; i < 10 && family <= ONE_HEAD; family++) {
             fill_model(&lab, family, 0, 0, &rng);
             largest = max(largest, sound(&lab));
         }
         at_most(largest / K, 1, "weights at their caps: K / budget");
-        at_most(0.9 * K, largest, "0.9 budget and the largest K at the caps");
-        lab_free(&lab);
-    }
-}
-
-// Huge steps along random gradients, from the first: the certificate stays below the budget.
-static void test_budget_after_every_step(void) {
-    static const double rates[] = {0.1, 1, 30, 1e3}, decays[] = {0, 0.05, 1};
-    double fullest = 0;
-    for (int i = 0; i < 48; i++) {
-        double K = i / 24 ? 10 : 1.5;
-        Config c = profile((Preset)(i % 2), K);
-        c.weight_decay = decays[i / 8 % 3];
-        Lab lab = lab_create(&c);
-        Rng rng = {(uint64_t)i};
-        float *g = floats(lab.m->size);
+        if (i < 10) at_most(0.9 * K, largest, "0.9 budget and the largest K at the caps");
         model_init(lab.m, &rng);
-        for (int step = 0; step < 8; step++) {
+        for (int step = 0; step < 7; step++) {
             randomize(g, lab.m->size, step % 3 ? 1 : 1e-6, &rng);
-            optimizer_step(lab.m, g, rates[i / 2 % 4]);
-            at_most(sound(&lab) / K, 1, "after huge steps: K / budget");
-            fullest = max(fullest, sound(&lab) / K);
+            optimizer_step(lab.m, g, rates[(i + i / 20) % 4]);
+            double now = sound(&lab);
+            at_most(now / K, 1, "after huge steps: K / budget");
+            fullest = max(fullest, now / K);
         }
         free(g), lab_free(&lab);
     }
@@ -1847,28 +1839,24 @@ static void test_arguments(void) {
     says("lipgpt: out of memory: "), says(" MB were wanted; choose a smaller width");
 }
 
-// Without options the preset is tight, its budget 100; --help shows where the paper's differs.
+// Without options the preset is tight, its budget 100; --help shows where the paper's differs. The
+// smallest budget that a refusal names must itself be accepted, and then held.
 static void test_defaults(void) {
     static const char *const wanted[][2] = {
         {"preset", "tight"}, {"lipschitz", "100"}, {"batch", "16"}, {"eval-every", "200"}};
-    static const char line[] = "train --data text --steps 1 --width 16 --heads 2 --blocks 1 "
-        "--context 8 --tokens 9 --out d.st";
-    gives(0, "certificate\t", "%s", line);
+    #define LEAST "train --data text --width 16 --heads 2 --blocks 1 --context 8 --steps 1 " \
+                  "--tokens 9 --out d.st "
+    gives(0, "certificate\t", LEAST);
     for (int i = 0; i < 4; i++) holds("d.st", wanted[i][0], wanted[i][1]);
-    gives(0, "certificate\t", "%s --cap 1", line);
+    gives(0, "certificate\t", LEAST "--cap 1");
     holds("d.st", "lipschitz", "0"), holds("d.st", "cap-v", "1"); // the budget gives way to a cap
     gives(0, "[16; paper: 64]", "train --help"), says("[200; paper: 100]");
-}
-
-// The smallest budget that a refusal names must itself be accepted, and then held.
-static void test_smallest_budget(void) {
     for (int i = 0; i < 2; i++) {
         char least[32] = "";
-        #define LEAST "train --data text " SHAPE "--steps 2 --preset %s --lipschitz %s"
-        gives(2, "smallest possible", LEAST, preset_words[i], "1e-9");
+        gives(2, "smallest possible", LEAST "--preset %s --lipschitz 1e-9", preset_words[i]);
         const char *at = strstr(errors, "possible is ");
         expect(at && sscanf(at, "possible is %31[0-9.e+-]", least) == 1);
-        gives(0, "certificate\t", LEAST, preset_words[i], least);
+        gives(0, "certificate\t", LEAST "--preset %s --lipschitz %s", preset_words[i], least);
         at_most(printed("certificate"), strtod(least, NULL), "the smallest budget");
     }
 }
@@ -2025,7 +2013,7 @@ static void test_resume(void) {
                 "--context 8 --batch 9 --steps 20 --eval-every 5 --tokens 9 "
     #define ADAM RUN "--optimizer adamw --lr 0.01 "
     static const char *const ends[] = {"1.st", "2.st", "3.st"};
-    size_t n = 0;
+    size_t n = 0, m = 0;
     for (int i = 2; i >= 0; i--) {
         setenv("OMP_NUM_THREADS", (char[]){*ends[i], 0}, 1);
         gives(0, ends[i], RUN "--out %s --log whole", ends[i]);
@@ -2034,11 +2022,15 @@ static void test_resume(void) {
     gives(0, "--resume part.st --log parts", RUN "--stop 10 --out part.st --log parts");
     expect(!*output && !same("1.st", "part.st"));
     column("parts", "lr", 5, 10);
+    char *before = contents("parts", &n);
     gives(0, "", "train --resume part.st --log parts --stop 15 --out later.st");
     column("parts", "lr", 5, 15);
     gives(0, "end.st", "train --resume part.st --log parts --out end.st"); // from 10: row 15 goes
     expect(same("1.st", "end.st") && same("1.st.txt", "end.st.txt"));
     column("parts", "lr", 5, 20);
+    char *after = contents("parts", &m);
+    expect(n < m && !memcmp(before, after, n)); // the rows up to there stay as they were
+    free(before), free(after);
     gives(0, "later.st", "train --resume later.st --log more"); // --out is the resumed file
     expect(same("1.st", "later.st"));
     gives(0, "w.st", ADAM "--out w.st --log whole");
@@ -2049,18 +2041,6 @@ static void test_resume(void) {
     gives(0, "h.st", ADAM "--out h.st --log parts");
     setenv("OMP_NUM_THREADS", "1", 1);
     expect(same("w.st", "h.st"));
-    float negative = -1;
-    char *bytes = contents("w.st", &n); // ends with the mean squares
-    memcpy(bytes + n - sizeof negative, &negative, sizeof negative);
-    put("h.st", bytes, n), free(bytes);
-    gives(1, "tensor second.head.bias has -1", "certify --model h.st");
-    gives(0, "seed.st", RUN "--seed 1 --out seed.st --log seed");
-    char *before = contents("seed", &n), *row = strstr(before, "\n15\t");
-    gives(0, "later.st", "train --resume part.st --log seed --stop 15 --out later.st");
-    column("seed", "lr", 5, 15); // another run's log, too, keeps the rows up to there
-    char *after = contents("seed", &n);
-    expect(row && after && !strncmp(before, after, (size_t)(row - before)));
-    free(before), free(after);
     gives(2, "--lr", "train --resume part.st --lr 1");
     gives(2, "--context", "train --resume part.st --context=8");
     gives(1, "other", "train --resume part.st --data other");
@@ -2213,20 +2193,6 @@ static void test_places(void) {
     gives(0, "linked.st", "train " NET "--steps 2 --tokens 9 --out linked.st");
     expect(same("text", "text.kept") && same("other", "other.kept"));
     expect(!exists("linked.st.txt.tmp"));
-}
-
-// Weights outside of their caps are not trained on: no certificate would hold, and the soft cap
-// diverges far outside. Measuring them is fine.
-static void test_outside_caps(void) {
-    gives(0, "", "train " NET "--steps 4 --stop 2 --cap 1 --out caps.st");
-    size_t size = 0;
-    uint64_t header = 0;
-    char *bytes = contents("caps.st", &size);
-    memcpy(&header, bytes, 8);
-    scale_by((float *)(void *)(bytes + 8 + header), 1000, 3);
-    put("caps.st", bytes, size), free(bytes);
-    gives(1, "times its cap", "train --resume caps.st --log caps");
-    gives(0, "not constrained", "certify --model caps.st");
 }
 
 // A full disk: the old checkpoint stays whole, and results that could not be written are a failure.
@@ -2484,16 +2450,30 @@ static void test_lies(void) {
         }
 }
 
-// Weights and momentum must be finite numbers; which one is not is said.
-static void test_not_finite(void) {
-    static const uint32_t bits[] = {0x7fc00000, 0x7f800000, 0xff800000};
-    for (int i = 0; i < 6; i++) {
-        size_t place = i < 3 ? 8 + header_size : model_size - 4;
-        char *bytes = memcpy(allocate(model_size, 1), model, model_size);
-        memcpy(bytes + place, &bits[i % 3], 4);
-        put("bad.st", bytes, model_size), free(bytes);
-        HOSTILE(i < 3 ? "tensor embedding.weight has" : "tensor momentum.head.weight has");
+// put_number: bad.st, the model with another number at a byte, from the start of its data or, if
+// below 0, from its end.
+static void put_number(long at, double number) {
+    float value = (float)number;
+    char *bytes = memcpy(allocate(model_size, 1), model, model_size);
+    memcpy(at < 0 ? bytes + model_size + at : bytes + 8 + header_size + at, &value, sizeof value);
+    put("bad.st", bytes, model_size), free(bytes);
+}
+
+// Weights and momenta must be finite numbers, mean squares not negative; which one is not is said.
+// Weights outside of their caps are not trained on: no certificate would hold, and the soft cap
+// diverges far outside. Measuring them is fine.
+static void test_numbers(void) {
+    static const double bad[] = {NAN, INFINITY, -INFINITY};
+    for (int i = 0; i < 3; i++) {
+        put_number(0, bad[i]), HOSTILE("tensor embedding.weight has");
+        put_number(-4, bad[i]), HOSTILE("tensor momentum.head.weight has");
     }
+    put_number(0, 100);
+    gives(1, "times its cap", "train --resume bad.st --steps 9 --log caps");
+    gives(0, "not constrained", "certify --model bad.st");
+    gives(0, "", "train --data two " SHAPE "--optimizer adamw --steps 1 --tokens 9 --out adam.st");
+    load_model("adam.st"); // ends with the mean squares
+    put_number(-4, -1), HOSTILE("tensor second.head.bias has -1");
 }
 
 // Random damage to the header, flips and splices: refused, or harmless; never a crash.
@@ -2595,14 +2575,14 @@ static void test_programs(const char *const *given) {
     binary = paths[0], searcher = *paths[1] ? paths[1] : NULL;
     setenv("OMP_NUM_THREADS", "1", 1);
     write_texts();
-    test_arguments(), test_defaults(), test_smallest_budget(), test_data(), test_outputs();
+    test_arguments(), test_defaults(), test_data(), test_outputs();
     test_search(), test_sample(), test_resume(), test_interrupt(), test_options(), test_budgets();
-    test_divergence(), test_places(), test_outside_caps(), test_full_disk();
+    test_divergence(), test_places(), test_full_disk();
     test_prepare_data(here), test_fast_math(here), test_rewrites();
     gives(0, "small.st", "train --data two --preset paper --width 2 --heads 1 --blocks 1 "
           "--context 2 --batch 2 --mlp-ratio 1 --tokens 5 --steps 2 --out small.st");
     load_model("small.st");
-    test_truncated(), test_lies(), test_not_finite(), test_fuzz();
+    test_truncated(), test_lies(), test_fuzz(), test_numbers();
     free(model), free(model_header);
     if (*old) setenv("OMP_NUM_THREADS", old, 1);
     else unsetenv("OMP_NUM_THREADS");
@@ -2625,7 +2605,7 @@ int main(int argc, char **argv) {
         TEST(layers_are_tight), TEST(constants_as_used), TEST(norms),
         TEST(paper_bound),
         TEST(sound_bound), TEST(compose_at_the_ends), TEST(budget),
-        TEST(budget_after_every_step), TEST(certified_share),
+        TEST(certified_share),
         TEST(certified_predictions), TEST(show_bound),
     };
     verbose = getenv("VERBOSE") != NULL;
