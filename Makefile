@@ -71,7 +71,7 @@ debug: build/lipgpt-debug
 search: build/search
 	@echo 'build/search --model CHECKPOINT --data FILE [--search-steps N] [--pair FILE] [--windows N] [--seed N]'
 
-# Float, double and command line; then the same once more under the sanitizers.
+# Float, double and command line; then the same once more under the sanitizers; and prepare_data.py.
 test: lipgpt build/search build/test-float build/test-double build/lipgpt-debug build/search-debug \
       build/test-float-debug build/test-double-debug
 	@test -n "$(SANITIZE)" || echo "no sanitizers: $(CC) cannot link them; the second pass runs without"
@@ -80,7 +80,11 @@ test: lipgpt build/search build/test-float build/test-double build/lipgpt-debug 
 	           "test-float-debug build/lipgpt-debug build/search-debug" test-double-debug; do \
 	    echo "== $$run"; build/$$run > build/output 2>&1 || status=1; \
 	    cat build/output; tail -n 1 build/output >> build/results; done; \
-	awk '/passed, .* failed/ { passed += $$2; failed += $$4; runs++ } \
+	echo "== prepare_data.py"; $(PYTHON) -c '' 2> /dev/null || echo "not tested: no $(PYTHON)"; \
+	if $(PYTHON) -c '' 2> /dev/null; then \
+	    $(PYTHON) dev/test_prepare_data.py > build/output || status=1; \
+	    cat build/output; grep ' passed, ' build/output >> build/results; fi; \
+	awk '/passed, .* failed/ { passed += $$2; failed += $$4; runs += $$1 != "prepare_data:" } \
 	     END { printf "%d passed, %d failed\n", passed, failed + (runs != 4) }' build/results; \
 	exit $$status
 

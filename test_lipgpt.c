@@ -218,19 +218,49 @@ static void set_caps(Config *c, double matrices, double rows) { // 0: off
 // Lab: a model with workspaces for three threads or more, and its certificate.
 typedef struct { Model *m; Workspace *s; int threads; Certificate certificate; } Lab;
 
+// take, lab_create: what a test takes is given back when it ends.
+static Lab open_labs[400];
+static void *taken[400];
+static int lab_count, taken_count;
+
+static void *take(size_t count, size_t size) {
+    return taken[taken_count++] = allocate(count, size);
+}
+
 static Lab lab_create(const Config *c) {
     int threads = omp_get_max_threads() > 3 ? omp_get_max_threads() : 3;
     Model *m = model_create(c);
-    return (Lab){m, workspaces_create(c, threads), threads, certificate_create(m)};
+    return open_labs[lab_count++] = (Lab){m, workspaces_create(c, threads), threads,
+                                     certificate_create(m)};
 }
 
-static void lab_free(Lab *lab) {
-    workspaces_free(lab->s, &lab->m->config, lab->threads);
-    free(lab->certificate.layers), model_free(lab->m);
+static void give_back(void) {
+    while (taken_count > 0) free(taken[--taken_count]);
+    while (lab_count > 0) {
+        Lab *lab = &open_labs[--lab_count];
+        workspaces_free(lab->s, &lab->m->config, lab->threads);
+        free(lab->certificate.layers), model_free(lab->m);
+    }
 }
 
-// random_lab: weights of norm 2 and more everywhere.
-static Lab random_lab(const Config *c, uint64_t seed) {
+// fill_model: every weight of a family with a norm from low to high; ONE_HEAD: q, k, v live in head
+// 0. With low 0 every slice, and every row of the others, has its cap, or 3 if it has none.
+static void fill_model(Lab *lab, Family family, double low, double high, Rng *rng) {
+    int H = lab->m->config.heads;
+    EACH(t, lab->m) {
+        double norm = low > 0 ? between(low, high, rng) : t->cap > 0 ? t->cap : 3;
+        int slices = low > 0 || !t->size ? 1 : t->slices, rows = t->rows / slices;
+        float *w = lab->m->weights + t->offset;
+        bool one = family == ONE_HEAD && has_slices(t->kind) && slices == 1;
+        if (!is_matrix(t->kind)) fill_rows(w, t->rows, t->cols, norm, rng);
+        if (one) memset(w, 0, t->size * sizeof *w);
+        if (one) fill_matrix(w, rows / H, t->cols, ORTHOGONAL, norm * sqrt(H), rng);
+        for (int p = 0; p < slices && is_matrix(t->kind) && !one; p++, w += rows * t->cols)
+            fill_matrix(w, rows, t->cols, family, norm, rng);
+    }
+}
+
+static Lab random_lab(const Config *c, uint64_t seed) { // weights of norm 2 and more everywhere
     Lab lab = lab_create(c);
     Rng rng = {seed};
     EACH(t, lab.m) {
@@ -300,7 +330,6 @@ static double entropy_loss(void) {
     int correct = 0;
     return memcpy(Y, X, sizeof Y), cross_entropy_forward(Y, ids, &correct, T, O) / 3;
 }
-static double softmax_loss(void) { return memcpy(Y, X, sizeof Y), softmax(Y, O); }
 
 static void test_layer_gradients(void) {
     static const char *const names[] = {"GELU: dz", "ABS: dz", "MAXMIN: dz"};
@@ -341,8 +370,6 @@ static void test_layer_gradients(void) {
     entropy_loss(), cross_entropy_backward(Y, ids, 3, T, O);
     memcpy(dX, Y, sizeof dX);
     check_gradient(entropy_loss, X, dX, T * O, layer_limit, "cross entropy: dlogits");
-    softmax_loss(), memcpy(dX, Y, sizeof dX); // the gradient of log sum exp is the softmax itself
-    check_gradient(softmax_loss, X, dX, O, layer_limit, "softmax: d log sum exp");
 }
 
 static double sequence_mean(void) {
@@ -358,13 +385,12 @@ static double loss_from_x(void) {
 
 // Every tensor's gradient of the whole network, and that of its input, for every kind of network.
 static void test_model_gradients(void) {
-    Lab outer = the;
     double limit = DOUBLE ? 1e-8 : 1e-2; // 1.5e-3, 3e-9: W_q of the last block
     for (int variant = 0; variant < VARIANTS; variant++) {
         if (!DOUBLE && variant != PAPER) continue; // |z| and max have kinks
         Config c = tiny(variant);
         the = random_lab(&c, 20 + (uint64_t)variant);
-        float *w = the.m->weights, *g = floats(the.m->size);
+        float *w = the.m->weights, *g = take(the.m->size, sizeof *g);
         int correct = 0;
         sequence_loss(the.m, the.s, ids, ids + 1, T, g, T, &correct);
         memcpy(dX, the.s->dx, sizeof(float) * T * D);
@@ -374,9 +400,7 @@ static void test_model_gradients(void) {
         }
         embedding_forward(X, values(the.m, w, EMBED, 0), ids, T, D);
         check_gradient(loss_from_x, X, dX, T * D, limit, "gradient of the embeddings, s->dx");
-        free(g), lab_free(&the);
     }
-    the = outer;
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -447,44 +471,27 @@ static double matmul_error(int m, int n, int depth, Triangle triangle, int kind,
     return worst;
 }
 
-// Small sizes in every layout, then sizes around the blocking (256 deep, 512 wide), all triangles.
+// Sizes around the blocking (256 deep, 512 wide), all triangles; then small ones in every layout.
 static void test_matmul(void) {
     static const struct { int m, n, depth; Triangle triangle; } large[] = {
         {13, 511, 255, FULL}, {25, 513, 257, FULL}, {7, 1030, 600, FULL}, {530, 530, 12, LOWER_OUT},
         {65, 65, 520, LOWER_OUT}, {300, 30, 300, LOWER_LEFT}, {530, 14, 530, LOWER_LEFT},
         {300, 30, 300, UPPER_LEFT}, {530, 14, 530, UPPER_LEFT}};
     Rng rng = {1};
-    double small = 0, worst = 0;
+    double worst = 0;
+    for (int i = 0; i < 36; i++) {
+        int m = large[i / 4].m, n = large[i / 4].n, depth = large[i / 4].depth;
+        int kind = i / 4 % 4 + i % 4 * 21;
+        worst = worse(worst, matmul_error(m, n, depth, large[i / 4].triangle, kind, &rng) / 2);
+    }
     for (int trial = 0, kind = 0; trial < 8000 / THIN; trial++, kind = (kind + 37) % 64) {
         Triangle triangle = (Triangle)(trial % 4);
         int m = 1 + (int)rng_below(&rng, 40), n = 1 + (int)rng_below(&rng, 70);
         int depth = triangle >= LOWER_LEFT ? m : 1 + (int)rng_below(&rng, 40);
         n = triangle == LOWER_OUT ? m : n;
-        small = worse(small, matmul_error(m, n, depth, triangle, kind, &rng));
+        worst = worse(worst, matmul_error(m, n, depth, triangle, kind, &rng));
     }
-    for (int i = 0; i < 9; i++)
-        for (int kind = i % 4; kind < 64; kind += 21)
-            worst = worse(worst, matmul_error(large[i].m, large[i].n, large[i].depth,
-                                              large[i].triangle, kind, &rng));
-    at_most(small / epsilon, 10, "matmul, small: relative error / eps");
-    at_most(worst / epsilon, 20, "matmul, large: relative error / eps");
-}
-
-// transpose; widen makes the wide one of W and W^T, narrow is the way back, exactly for scales that
-// are powers of two.
-static void test_transpose(void) {
-    static const int shapes[][2] = {{1, 1}, {5, 37}, {37, 5}, {16, 16}, {33, 17}, {17, 33}};
-    for (size_t s = 0; s < LENGTH(shapes); s++) {
-        int rows = shapes[s][0], cols = shapes[s][1];
-        fresh(3 + s);
-        transpose(X, W, rows, cols, 2);
-        widen(Y, W, rows, cols, 0.5), narrow(P, Y, rows, cols, 2);
-        for (int i = 0; i < rows; i++)
-            for (int j = 0; j < cols; j++) {
-                float w = W[i * cols + j], wide = rows > cols ? Y[j * rows + i] : Y[i * cols + j];
-                expect(X[j * rows + i] == 2 * w && wide == w / 2 && P[i * cols + j] == w);
-            }
-    }
+    at_most(worst / epsilon, 10, "matmul: relative error / eps, of large ones half");
 }
 
 // fast_exp against libm: accuracy on its range, clamped outside, NaN kept.
@@ -745,7 +752,6 @@ static void test_causality(void) {
             forward_tokens(lab.m, lab.s, tokens, t + 1);
             at_most(distance(logits, lab.s->logits, past + V), 40 * epsilon * size, "prefix");
         }
-        lab_free(&lab);
     }
 }
 
@@ -841,8 +847,10 @@ static void test_optimizer_step(void) {
         Lab lab = random_lab(&c, 70);
         Model *m = lab.m;
         size_t n = m->size;
-        float *old = floats(n), *g = floats(n), *moved = floats(n);
-        double *mean = doubles(n), eta = 0.1, body = 32.0 / 34, end = 1.0 / 34, error = 0;
+        float *old = take(n, sizeof *old), *g = take(n, sizeof *g);
+        float *moved = take(n, sizeof *moved);
+        double *mean = take(n, sizeof *mean), error = 0;
+        double eta = 0.1, body = 32.0 / 34, end = 1.0 / 34;
         const double shares[KINDS] = {
             [EMBED] = end * c.share_embed, [W_Q] = body, [W_K] = body, [W_V] = body,
             [POSITION] = 0.1, [W_O] = body / 3, [W_IN] = body / 3, [B_IN] = 0.1,
@@ -866,7 +874,6 @@ static void test_optimizer_step(void) {
             if (is_matrix(t->kind)) check_matrix_step(t, moved, m->momentum, u);
             else check_rows_step(t, old, m->weights, m->momentum, u, caps[t->kind]);
         }
-        free(old), free(g), free(moved), free(mean), lab_free(&lab);
     }
 }
 
@@ -876,8 +883,9 @@ static void test_adamw(void) {
     set_caps(&c, 0, 0), c.optimizer = ADAMW, c.weight_decay = 0.1;
     Lab lab = random_lab(&c, 72);
     size_t n = lab.m->size;
-    float *g = floats(n);
-    double *w = doubles(n), *mean = doubles(n), *square_mean = doubles(n), error = 0, eta = 0.01;
+    float *g = take(n, sizeof *g);
+    double *w = take(n, sizeof *w), *mean = take(n, sizeof *mean);
+    double *square_mean = take(n, sizeof *square_mean), error = 0, eta = 0.01;
     Rng rng = {73};
     for (size_t i = 0; i < n; i++) w[i] = (double)lab.m->weights[i];
     for (int step = 0; step < 2; step++) {
@@ -891,20 +899,20 @@ static void test_adamw(void) {
         }
     }
     at_most(error, 20 * epsilon, "two steps of AdamW"); // 2 eps
-    free(g), free(w), free(mean), free(square_mean), lab_free(&lab);
 }
 
 // The mean loss of four fixed windows after some hundred steps, all caps off. Windows begin with
-// different tokens, then comes anything.
+// different tokens, then comes anything. On the way, loss and gradient of a batch in lanes are the
+// sums over its windows. (That threads change no bit is seen in whole runs: see test_resume.)
 static void test_overfit(void) {
     enum { WINDOW = CONTEXT + 1, STEPS = 400 };
     for (int variant = 0; variant <= PAPER; variant++) {
         Config c = tiny(variant);
-        set_caps(&c, 0, 0), c.batch = 4, c.lanes = 2, c.share_embed = 20, c.share_head = 20;
+        set_caps(&c, 0, 0), c.batch = 4, c.lanes = 3, c.share_embed = 20, c.share_head = 20;
         Lab lab = lab_create(&c);
-        float *lanes = floats(2 * lab.m->size);
+        size_t starts[] = {0, WINDOW, 2 * WINDOW, 3 * WINDOW}, n = lab.m->size;
+        float *lanes = take(3 * n, sizeof *lanes), *sum = take(n, sizeof *sum);
         uint16_t text[4 * WINDOW];
-        size_t starts[] = {0, WINDOW, 2 * WINDOW, 3 * WINDOW};
         Rng rng = {100};
         for (size_t i = 0; i < 4 * WINDOW; i++)
             text[i] = (uint16_t)(i % WINDOW ? rng_below(&rng, 11) : i / WINDOW);
@@ -914,39 +922,16 @@ static void test_overfit(void) {
         for (int step = 0; step < STEPS; step++) {
             optimizer_step(lab.m, lanes, 0.06 * (1 - (double)step / STEPS));
             loss = batch_gradient(lab.m, lab.s, text, starts, lanes);
+            double serial = 0;
+            for (int i = 0, correct = 0; i < 4 && step == 5; i++)
+                serial += sequence_loss(lab.m, lab.s, text + starts[i], text + starts[i] + 1,
+                                        CONTEXT, sum, 4 * CONTEXT, &correct);
+            if (step != 5) continue;
+            near(loss, serial / (4 * CONTEXT), 1e-14, "batch loss: mean over windows");
+            at_most(distance(sum, lanes, n) / distance(sum, NULL, n), 4 * epsilon, "sum");
         }
         at_most(loss, 0.1, "loss after overfitting");
-        free(lanes), lab_free(&lab);
     }
-}
-
-#ifndef _OPENMP
-static void omp_set_num_threads(int n) { (void)n; }
-#endif
-
-// The same bits of loss and gradient for 1, 2 and 3 threads; the sum over lanes is the gradient.
-static void test_determinism(void) {
-    Config c = tiny(TIGHT);
-    Lab lab = random_lab(&c, 110);
-    uint16_t text[100];
-    size_t starts[] = {0, 17, 80, 33, 5, 61}, n = lab.m->size;
-    float *lanes = floats(4 * n), *first = floats(n), *sum = floats(n);
-    double loss = 0, serial = 0;
-    Rng rng = {111};
-    for (int i = 0; i < 100; i++) text[i] = (uint16_t)rng_below(&rng, 11);
-    for (int threads = 1, usual = omp_get_max_threads(); threads <= 3; threads++) {
-        omp_set_num_threads(threads);
-        double again = batch_gradient(lab.m, lab.s, text, starts, lanes);
-        omp_set_num_threads(usual);
-        if (threads == 1) memcpy(first, lanes, n * sizeof(float)), loss = again;
-        expect(again == loss && !memcmp(first, lanes, n * sizeof(float)));
-    }
-    for (int i = 0, correct = 0; i < 6; i++)
-        serial += sequence_loss(lab.m, lab.s, text + starts[i], text + starts[i] + 1, CONTEXT, sum,
-                                6 * CONTEXT, &correct);
-    near(loss, serial / (6 * CONTEXT), 1e-14, "batch loss: mean over windows");
-    at_most(distance(sum, first, n) / distance(sum, NULL, n), 4 * epsilon, "batch gradient: sum");
-    free(lanes), free(first), free(sum), lab_free(&lab);
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -1015,14 +1000,16 @@ static void test_cap_after_step(void) {
 
 // Every constraint on matrices of known singular values, at a cap of 1: what it makes of them, and
 // that those which promise it leave none above the cap. The second matrix is far out, the third has
-// zeros and equal values, the fourth needs no cap.
+// zeros and equal values, the fourth needs no cap, and of the fifth nothing comes.
 static void test_constraints(void) {
-    static const double all[][6] = {{1.2, 1.05, 0.9, 0.5, 0.1, 0.01}, {9, 3, 0.7, 0.2, 0.02, 0.01},
-                                    {1.3, 1.3, 1, 0.5, 0, 0}, {0.9, 0.7, 0.5, 0.2, 0.1, 0.01}};
+    static const double all[][6] = {
+        {1.2, 1.05, 0.9, 0.5, 0.1, 0.01}, {9, 3, 0.7, 0.2, 0.02, 0.01}, {1.3, 1.3, 1, 0.5, 0, 0},
+        {0.9, 0.7, 0.5, 0.2, 0.1, 0.01},  {0}};
     Rng rng = {51};
-    for (int trial = 0; trial < 96; trial++) {
-        const double *sigma = all[trial % 4];
-        int k = trial / 24 % 2 ? 6 : 11, kind = trial / 4 % 6;
+    for (int trial = 0; trial < 120; trial++) {
+        const double *sigma = all[trial % 5];
+        int k = trial / 30 % 2 ? 6 : 11, kind = trial / 5 % 6;
+        bool far = trial % 5 == 1;
         Scratch s = scratch_create(6, k);
         Config c = {.constraint = kind, .spectral_decay = 0.25};
         float before[66];
@@ -1032,8 +1019,8 @@ static void test_constraints(void) {
         constrain(&s, &c, INFINITY, 1);
         for (int i = 0; i < 6; i++) {
             double x = sigma[i];
-            const double becomes[] = {0, min(x, 1), x / max(1, sigma[0]), x > 0, i ? x : 1,
-                                      i ? x : 0.75 * x}; // SOFT: see below
+            const double becomes[] = {0, min(x, 1), x / max(1, sigma[0]), x > 0,
+                                      i || x == 0 ? x : 1, i ? x : 0.75 * x}; // SOFT: see below
             wanted[i] = becomes[kind], expected += wanted[i] * x;
         }
         double inner = dot(before, s.x, (size_t)(6 * k)); // were the singular vectors kept?
@@ -1041,21 +1028,21 @@ static void test_constraints(void) {
             expect(!memcmp(before, s.x, (size_t)(6 * k) * sizeof(float)));
         singular_values(after, s.x, 6, k), scratch_free(&s);
         if (kind <= STIEFEL) at_most(after[0], 1 + ROUNDING, "constrain: largest value"); // 1e-8
-        if (kind == STIEFEL && trial % 4 == 1) continue; // beyond the reach of orthogonalize
+        if (kind == STIEFEL && far) continue; // beyond the reach of orthogonalize
         double slack = kind == STIEFEL ? 5e-3 : 1e-3; // the upper end of a bracket at n = 6
-        if (kind != SOFT) near(inner / expected, 1, slack, "constrain: <X, constrain X>");
+        if (kind != SOFT) near(inner, expected, slack, "constrain: <X, constrain X>");
         qsort(wanted, 6, sizeof *wanted, falling);
         for (int i = 0; i < 6 && kind != SOFT; i++)
             at_most(fabs(after[i] - wanted[i]), slack, constraint_words[kind]);
         for (int i = 1; i < 6 && kind == SOFT; i++) { // in order, the small ones untouched
             double moved = fabs(after[i] - sigma[i]);
             expect(after[i] <= after[i - 1]);
-            expect(sigma[i] > 0.1 || trial % 4 == 1 || moved <= 0.02 * sigma[i] + 1e-6);
+            expect(sigma[i] > 0.1 || far || moved <= 0.02 * sigma[i] + 1e-6);
         }
     }
 }
 
-// Constraints at their ends: values just above the cap, zero, and NaN.
+// Constraints at their ends: values just above the cap, and NaN.
 static void test_constraints_at_the_ends(void) {
     Rng rng = {52};
     double close[24], most[24];
@@ -1066,10 +1053,6 @@ static void test_constraints_at_the_ends(void) {
     constrain(&square, &(Config){.constraint = HARD}, INFINITY, 1);
     singular_values(most, square.x, 24, 24);
     at_most(most[0], 1 + ROUNDING, "hard cap: values just above it");
-    for (int kind = SOFT; kind <= DECAY; kind++) {
-        constrain(&s, &(Config){.constraint = kind, .spectral_decay = 0.25}, INFINITY, 1);
-        expect(distance(s.x, NULL, 66) == 0);
-    }
     s.x[7] = (float)NAN;
     for (int kind = SOFT; kind <= DECAY; kind++) { // ends, and check_finite has something to find
         if (kind == STIEFEL || kind == HARD) continue;
@@ -1103,23 +1086,6 @@ static void random_norms(Model *m, double low, double high, Rng *rng) { // of th
     EACH(t, m)
         for (int head = -1; t->heads && head < m->config.heads; head++)
             bracket(t, head)->upper = between(low, high, rng);
-}
-
-// fill_model: every weight of a family with a norm from low to high; ONE_HEAD: q, k, v live in head
-// 0. With low 0 every slice, and every row of the others, has its cap, or 3 if it has none.
-static void fill_model(Lab *lab, Family family, double low, double high, Rng *rng) {
-    int H = lab->m->config.heads;
-    EACH(t, lab->m) {
-        double norm = low > 0 ? between(low, high, rng) : t->cap > 0 ? t->cap : 3;
-        int slices = low > 0 || !t->size ? 1 : t->slices, rows = t->rows / slices;
-        float *w = lab->m->weights + t->offset;
-        bool one = family == ONE_HEAD && has_slices(t->kind) && slices == 1;
-        if (!is_matrix(t->kind)) fill_rows(w, t->rows, t->cols, norm, rng);
-        if (one) memset(w, 0, t->size * sizeof *w);
-        if (one) fill_matrix(w, rows / H, t->cols, ORTHOGONAL, norm * sqrt(H), rng);
-        for (int p = 0; p < slices && is_matrix(t->kind) && !one; p++, w += rows * t->cols)
-            fill_matrix(w, rows, t->cols, family, norm, rng);
-    }
 }
 
 static double ratio_of(const Lab *lab, const float *x, const float *y, int T) { // of a pair
@@ -1182,8 +1148,8 @@ static double ascend(Lab *lab, float *x, float *y, int T, double radius, double 
 }
 
 // largest_ratio: the largest |f(x) - f(y)| / |x - y| that worst_pair and ascend can find inside
-// |.| <= R0, from pairs on the sphere. (It is convex: no far pair has a larger ratio than all of the
-// close ones between its two ends.)
+// |.| <= R0, from pairs on the sphere. (It is convex: no far pair has a larger ratio than all of
+// the close ones between its two ends.)
 static double largest_ratio(Lab *lab, double radius, Rng *rng) {
     enum { T = 6, d = 16 };
     float x[T * d], y[T * d];
@@ -1231,7 +1197,6 @@ static void test_certificate_from_below(void) {
         snprintf(what, sizeof what, "family %d, H %d, L %d: ratio / K", family, c.heads, c.blocks);
         at_most(ratio / K, 1, what);
         expect(ratio > 0);
-        lab_free(&lab);
     }
 }
 
@@ -1276,9 +1241,9 @@ static void worst_head(Lab *lab, int used, double norm, float *x, float *y, doub
     }
 }
 
-// The constant of one attention layer is reached, at R = 1 and in a larger ball (where that of R = 1
-// is exceeded: the domain counts): no factor in (3), (4), (5) can be dropped. And the point of the
-// project: with several heads the paper's accounting is no bound.
+// The constant of one attention layer is reached, at R = 1 and in a larger ball (where that of
+// R = 1 is exceeded: the domain counts): no factor in (3), (4), (5) can be dropped. And the point
+// of the project: with several heads the paper's accounting is no bound.
 static void test_attention_is_tight(void) {
     static const struct { int d, H, used; double s, norm, least; } cases[] = {
         {16, 1, 1, 24, 1, 0.97}, {32, 2, 2, 24, 1, 0.97}, {32, 2, 1, 24, 1, 0.97},
@@ -1308,28 +1273,33 @@ static void test_attention_is_tight(void) {
         int steps = beta < 5 ? 300 : 60;
         double climbed = ascend(&lab, x, y, 3, 1 / (1 + 1e-6), h, steps, 0.01, true);
         at_most(climbed / sound(&lab), 1, "attention, after ascent: ratio / K");
-        lab_free(&lab);
     }
 }
 
 // The bound counts constants as the network uses them: 0.98 becomes a larger float, and a network
-// of zero layers that keeps 0.98 of its input per layer really keeps that much.
-static void test_constants_as_used(void) {
+// of zero layers that keeps 0.98 of its input per layer really keeps that much. Norms that are NaN,
+// K = 0 and K beyond double are no NaN of K.
+static void test_compose_at_the_ends(void) {
     Config c = bare(2, 1, 40, 2);
+    Rng rng = {81};
     c.alpha = 0.02, c.softmax_scale = 0.7;
     Lab lab = lab_create(&c);
     tensor(lab.m, W_Q, 0)->heads[0].upper = tensor(lab.m, W_K, 0)->heads[0].upper = 1;
     expect(score_bound(lab.m, 0, 0, 1) == 2 * (double)(float)(0.7 / 2)); // dh times s / dh
-    float rows[3] = {1, (float)NAN, 3};
-    expect(isnan(largest_row(rows, 3, 1)));
-    float x[2] = {1, 1}, h[2] = {0}, W[4] = {0}, y[2];
+    float rows[3] = {1, (float)NAN, 3}, x[2] = {1, 1}, h[2] = {0}, W[4] = {0}, y[2];
     double kept = 1;
+    expect(isnan(largest_row(rows, 3, 1)));
     residual_forward(y, x, h, W, keep_of(&c), alpha_of(&c), 1, 2, 2);
     for (int layer = 0; layer < 2 * c.blocks; layer++) kept *= (double)y[0];
     compose(lab.m, 1, &lab.certificate);
     expect(log10(kept) <= lab.certificate.log10_trunk);
     expect(kept <= lab.certificate.layers[2 * c.blocks - 1].activation * (1 + 1e-12));
-    lab_free(&lab);
+    c.alpha = 1; // and all weights zero: f is constant
+    lab = lab_create(&c);
+    expect(sound(&lab) == 0);
+    random_norms(lab.m, 1e120, 1e120, &rng);
+    tensor(lab.m, W_Q, 1)->heads[0].upper = 0; // beside an activation bound of 1e360
+    expect(log_bound(&lab, 1) == INFINITY);
 }
 
 // (2), (5), (6) and both activation bounds are reached, and the MLP's and the head's constants too:
@@ -1368,7 +1338,6 @@ static void test_layers_are_tight(void) {
         }
         double ratio = ratio_of(&lab, x, y, 2) / sound(&lab);
         at_most(ratio, 1, "scalars: ratio / K"), at_most(0.985, ratio, "0.985 and ratio / K");
-        lab_free(&lab);
     }
 }
 
@@ -1387,7 +1356,6 @@ static void test_norms(void) {
                 norm = worse(norm, rms(w + (size_t)r * t->cols, (size_t)t->cols));
             expect(b->lower <= norm && norm <= b->upper && b->upper <= 1.005 * b->lower);
         }
-    lab_free(&lab);
 }
 
 // The paper's bound of its own network at uniform norms, against its published formula's values.
@@ -1401,7 +1369,6 @@ static void test_paper_bound(void) {
         paper_bound(lab.m, &lab.certificate);
         near(pow(10, lab.certificate.log10_paper), known[i][1], 0.01, "paper's bound");
     }
-    lab_free(&lab);
 }
 
 // The sound bound at random norms, per head, against dev/certificate.md evaluated here, for every
@@ -1441,21 +1408,7 @@ static void test_sound_bound(void) {
         near(pow(10, lab.certificate.log10_trunk), K, error, "compose: K of the trunk");
         expect(lab.certificate.log10_trunk >= log10(K)); // never rounded down
         near(pow(10, lab.certificate.log10_sound), K * norm(m, W_HEAD, 0), error, "compose: K");
-        lab_free(&lab);
     }
-}
-
-// K = 0 and K beyond double are numbers too, never NaN.
-static void test_compose_at_the_ends(void) {
-    Config c = bare(16, 2, 2, 10);
-    Rng rng = {81};
-    c.alpha = 1; // and all weights zero: f is constant
-    Lab lab = lab_create(&c);
-    expect(sound(&lab) == 0);
-    random_norms(lab.m, 1e120, 1e120, &rng);
-    tensor(lab.m, W_Q, 1)->heads[0].upper = 0; // beside an activation bound of 1e360
-    expect(log_bound(&lab, 1) == INFINITY);
-    lab_free(&lab);
 }
 
 static Config profile(Preset preset, double K) { // a preset with its caps scaled to the budget K
@@ -1465,8 +1418,8 @@ static Config profile(Preset preset, double K) { // a preset with its caps scale
     return c;
 }
 
-// A budget K is used up by the caps, and no weights at their caps can pass it; nor can weights after
-// huge steps along random gradients, from the first.
+// A budget K is used up by the caps, and no weights at their caps can pass it; nor can weights
+// after huge steps along random gradients, from the first.
 static void test_budget(void) {
     static const double budgets[] = {1.5, 2, 10, 100, 1e4}, rates[] = {0.1, 1, 30, 1e3};
     double fullest = 0;
@@ -1478,7 +1431,7 @@ static void test_budget(void) {
         at_most(bound_at_caps(&c, 1), log10(K), "what the caps allow, log10");
         at_most(log10(0.98 * K), bound_at_caps(&c, 1), "0.98 budget, and that");
         Lab lab = lab_create(&c);
-        float *g = floats(lab.m->size);
+        float *g = take(lab.m->size, sizeof *g);
         for (Family family = GAUSSIAN; i < 10 && family <= ONE_HEAD; family++) {
             fill_model(&lab, family, 0, 0, &rng);
             largest = max(largest, sound(&lab));
@@ -1493,7 +1446,6 @@ static void test_budget(void) {
             at_most(now / K, 1, "after huge steps: K / budget");
             fullest = max(fullest, now / K);
         }
-        free(g), lab_free(&lab);
     }
     at_most(0.9, fullest, "0.9 and the closest that a step comes to its budget");
 }
@@ -1510,22 +1462,21 @@ static double certified_radius(Lab *lab, double room, double radius) {
     return low;
 }
 
-// Certified predictions: a window of WIN tokens, with the radius of every position's prediction.
-// Its margin is the distance, in RMS norm, of the trunk's output to the nearest boundary between two
-// predictions: along w_j - w_c the logits of c and j meet there.
+// Certified predictions: a window of WIN tokens, with the radius of every position's prediction, or
+// of a given target; -1, if that is not predicted. The margin is the distance, in RMS norm, of the
+// trunk's output to the nearest boundary between two predictions: along w_j - w_c the logits of c
+// and j meet there.
 enum { WIN = 5, WIDE_D = 16, CLASSES = 6 };
 typedef struct {
     float x[WIN * WIDE_D];
     uint16_t predicted[WIN];
-    double radii[WIN], *distances;
+    double radii[WIN];
 } Window;
 
-static Window window_create(Lab *lab, Rng *rng) {
-    Window win = {.distances = head_distances(lab->m)};
-    uint16_t tokens[WIN];
-    double R = lab->certificate.radius;
+static Window window_create(Lab *lab, const uint16_t *tokens, const uint16_t *targets) {
+    Window win;
+    double *distances = head_distances(lab->m), R = lab->certificate.radius;
     const float *w = weight(lab, W_HEAD, 0);
-    for (int t = 0; t < WIN; t++) tokens[t] = (uint16_t)rng_below(rng, CLASSES);
     forward_tokens(lab->m, lab->s, tokens, WIN);
     memcpy(win.x, lab->s->blocks[0].x, sizeof win.x);
     for (int t = 0; t < WIN; t++) {
@@ -1536,12 +1487,16 @@ static Window window_create(Lab *lab, Rng *rng) {
         for (int j = 0; j < CLASSES; j++) {
             double apart = distance(w + j * WIDE_D, w + top * WIDE_D, WIDE_D) * sqrt(WIDE_D);
             if (j != top) nearest = min(nearest, ((double)z[top] - (double)z[j]) / apart);
-            expect(j == top || margin(z, j, win.distances, CLASSES) < 0);
+            expect(j == top || margin(z, j, distances, CLASSES) < 0);
         }
-        double room = margin(z, top, win.distances, CLASSES);
+        double room = margin(z, top, distances, CLASSES);
         near(room, nearest, 1e-14, "margin"); // 4.7e-15, rounded down
-        win.predicted[t] = (uint16_t)top, win.radii[t] = certified_radius(lab, room, R);
+        bool wrong = targets && targets[t] != top;
+        win.predicted[t] = (uint16_t)top;
+        win.radii[t] = wrong ? -1 : certified_radius(lab, room, R);
     }
+    compose(lab->m, R, &lab->certificate);
+    free(distances);
     return win;
 }
 
@@ -1550,6 +1505,7 @@ static Window window_create(Lab *lab, Rng *rng) {
 static bool rival_wins(const Lab *lab, const Window *w, int j, int t, double eps, Rng *rng) {
     float y[WIN * WIDE_D], gradient[WIN * WIDE_D], u[CLASSES] = {0};
     bool wins = false;
+    if (j == w->predicted[t]) return false;
     u[w->predicted[t]] = -1, u[j] = 1;
     for (int i = 0; i < WIN * WIDE_D; i++) y[i] = w->x[i] + (float)(eps * rng_normal(rng));
     for (int step = 0; step < 12 && !wins; step++) {
@@ -1563,74 +1519,64 @@ static bool rival_wins(const Lab *lab, const Window *w, int j, int t, double eps
     return wins;
 }
 
-// attack_position: along the loss's gradient and every rival's, within 0.999 of the radius of
-// position t; returns how much further out its prediction first fell, in radii.
-static double attack_position(const Lab *lab, const Window *w, int t, Rng *rng) {
-    double radius = w->radii[t], weakest = INFINITY;
-    for (int steps = 5; steps <= 40; steps *= 2) {
-        bool safe[WIN];
-        memset(safe, 1, sizeof safe);
-        attack(lab->m, lab->s, w->x, w->predicted, 0.999 * radius, steps, WIN, safe);
-        for (int p = 0; p < WIN; p++) expect(safe[p] || w->radii[p] < radius);
-    }
-    for (int j = 0; j < CLASSES; j++)
-        for (double by = 0.999; j != w->predicted[t] && by < 40; by *= 1.4) {
-            if (!rival_wins(lab, w, j, t, by * radius, rng)) continue;
-            expect(by > 1);
-            weakest = min(weakest, by);
-            break;
-        }
-    return weakest;
-}
-
 // certified_share: the positions whose radius is beyond eps, counted by hand.
 static void test_certified_share(void) {
-    enum { COUNT = 41 };
+    enum { WINDOWS = 8, COUNT = WINDOWS * WIN };
     Config c = bare(WIDE_D, 2, 1, CLASSES);
+    c.context = WIN;
     Lab lab = lab_create(&c);
-    uint16_t text[COUNT];
-    double radii[COUNT - 1];
+    uint16_t text[COUNT + 1];
+    double radii[COUNT];
     Rng rng = {92};
     fill_model(&lab, GAUSSIAN, 0.3, 1.5, &rng);
-    double *distances = head_distances(lab.m);
-    for (int i = 0; i < COUNT; i++) text[i] = (uint16_t)rng_below(&rng, CLASSES);
     sound(&lab);
-    double R = lab.certificate.radius;
-    for (int i = 0; i < COUNT - 1; i++) {
-        if (i % CONTEXT == 0) forward_tokens(lab.m, lab.s, text + i, CONTEXT);
-        const float *z = lab.s->logits + i % CONTEXT * CLASSES;
-        double room = margin(z, text[i + 1], distances, CLASSES);
-        radii[i] = room > 0 ? certified_radius(&lab, room, R) : -1;
+    double *distances = head_distances(lab.m);
+    for (int i = 0; i <= COUNT; i++) text[i] = (uint16_t)rng_below(&rng, CLASSES);
+    for (int i = 0; i < COUNT; i += WIN) {
+        Window w = window_create(&lab, text + i, text + i + 1);
+        memcpy(radii + i, w.radii, sizeof w.radii);
     }
-    compose(lab.m, R, &lab.certificate);
-    for (int i = 0; i < 2 * (COUNT - 1); i++) { // just inside of every radius, and just outside
+    #define SHARE(eps) certified_share(lab.m, lab.s, (Span){text, COUNT + 1}, WINDOWS, distances, \
+                                       eps, &lab.certificate)
+    for (int i = 0; i < 2 * COUNT; i++) { // just inside of every radius, and just outside
         double eps = max(0, radii[i / 2] * (1 + (i % 2 ? 1e-6 : -1e-6)));
         int proven = 0;
-        for (int j = 0; j < COUNT - 1; j++) proven += radii[j] > eps;
-        near(certified_share(lab.m, lab.s, (Span){text, COUNT}, (COUNT - 1) / CONTEXT, distances,
-                             eps, &lab.certificate), proven / (COUNT - 1.0), 1e-15, "share");
+        for (int j = 0; j < COUNT; j++) proven += radii[j] > eps;
+        near(SHARE(eps), proven / (double)COUNT, 1e-15, "share");
     }
-    Span split = {text, COUNT};
-    double right = certified_share(lab.m, lab.s, split, 4, distances, 0, &lab.certificate);
+    double right = SHARE(0);
     tensor(lab.m, W_Q, 0)->heads[0].upper = INFINITY; // no bound, but nothing has moved
-    expect(right > 0 && right == certified_share(lab.m, lab.s, split, 4, distances, 0,
-                                                 &lab.certificate));
-    free(distances), lab_free(&lab);
+    expect(right > 0 && right == SHARE(0));
+    free(distances);
 }
 
-// A certified position survives every attack inside its radius; not much further out, some fall.
+// A certified position survives every attack inside its radius, along the loss's gradient and every
+// rival's; not much further out, some fall.
 static void test_certified_predictions(void) {
-    double weakest = INFINITY;
-    for (int i = 0; i < 8; i++) {
-        Rng rng = {(uint64_t)i};
-        Config c = bare(WIDE_D, 1 + i % 2, 1 + i / 4, CLASSES);
-        c.activation = i % 3, c.bias = c.position_bias = i / 2 % 2, c.plain_residual = i / 2 % 2;
+    double weakest = INFINITY; // the first fall, in radii
+    for (int i = 0; i < 8 * WIN; i++) {
+        Rng rng = {(uint64_t)(i / WIN)};
+        int kind = i / WIN, t = i % WIN;
+        Config c = bare(WIDE_D, 1 + kind % 2, 1 + kind / 4, CLASSES);
+        c.activation = kind % 3, c.bias = c.position_bias = c.plain_residual = kind / 2 % 2;
         Lab lab = lab_create(&c);
-        fill_model(&lab, i % 2 ? ORTHOGONAL : GAUSSIAN, 0.3, 1.5, &rng);
+        uint16_t tokens[WIN];
+        fill_model(&lab, kind % 2 ? ORTHOGONAL : GAUSSIAN, 0.3, 1.5, &rng);
         sound(&lab);
-        Window w = window_create(&lab, &rng);
-        for (int t = 0; t < WIN; t++) weakest = min(weakest, attack_position(&lab, &w, t, &rng));
-        free(w.distances), lab_free(&lab);
+        for (int p = 0; p < WIN; p++) tokens[p] = (uint16_t)rng_below(&rng, CLASSES);
+        Window w = window_create(&lab, tokens, NULL);
+        for (int steps = 5; steps <= 40; steps *= 2) {
+            bool safe[WIN];
+            memset(safe, 1, sizeof safe);
+            attack(lab.m, lab.s, w.x, w.predicted, 0.999 * w.radii[t], steps, WIN, safe);
+            for (int p = 0; p < WIN; p++) expect(safe[p] || w.radii[p] < w.radii[t]);
+        }
+        for (int j = 0; j < CLASSES; j++) {
+            double by = 0.999;
+            while (by < 40 && !rival_wins(&lab, &w, j, t, by * w.radii[t], &rng)) by *= 1.4;
+            expect(by > 1);
+            weakest = min(weakest, by);
+        }
     }
     at_most(weakest, 4, "the first prediction falls at this many radii");
 }
@@ -2285,36 +2231,32 @@ static char *reformat(const char **p, int order, const char *space) {
     return text;
 }
 
-// turn_around: the tensors of the model's data in the opposite order; returns the header of that.
-static char *turn_around(void) {
-    static const char mark[] = "\"data_offsets\":[";
-    char *header, *data = model + 8 + header_size, *kept = allocate(model_size, 1);
-    size_t size, total = model_size - 8 - header_size, begin = 0, end = 0;
-    FILE *file = open_memstream(&header, &size);
-    memcpy(kept, data, total);
-    const char *from = model_header, *at;
-    while ((at = strstr(from, mark))) {
-        at += strlen(mark);
-        sscanf(at, "%zu,%zu", &begin, &end);
-        memcpy(data + total - end, kept + begin, end - begin);
-        fprintf(file, "%.*s%zu,%zu", (int)(at - from), from, total - end, total - begin);
-        from = strchr(at, ']');
+// exchange: W_q and W_k, which stand side by side, their momenta and mean squares change places in
+// the data of the model.
+static void exchange(void) {
+    for (const char *at = model_header; (at = strstr(at, "query.weight")); at++) {
+        size_t begin = 0, end = 0;
+        sscanf(strstr(at, "data_offsets"), "data_offsets\":[%zu,%zu", &begin, &end);
+        float *first = (float *)(void *)(model + 8 + header_size + begin);
+        for (size_t i = 0, n = (end - begin) / sizeof(float); i < n; i++) {
+            float kept = first[i];
+            first[i] = first[n + i], first[n + i] = kept;
+        }
     }
-    fputs(from, file), fclose(file), free(kept);
-    return header;
 }
 
 // Whatever a writer of safetensors may make of a checkpoint is the same model: certify prints the
 // same, and a resumed run (with the data that its metadata names) ends with the same bits.
 static void test_rewrites(void) {
+    #define EXCHANGE {"query.w", "#"}, {"key.w", "query.w"}, {"#", "key.w"}
     #define STRANGE "q\"\\\xc3\xbc\xf0\x9f\x98\x80" // a name with all that JSON escapes
-    static const struct { const char *edits[3][2], *space; int order; bool turned; } rewrites[] = {
+    static const struct { const char *edits[3][2], *space; int order; bool moved; } rewrites[] = {
         {{{"{", "{"}}, "", 0, false},                                  // the same without padding
         {{{"{", "{"}}, "", 1, false},                                  // sorted keys
         {{{"{", "{"}}, "", -1, false},                                 // reversed keys
         {{{"{", "{"}}, " \n\t\r ", 0, false},                          // indented
-        {{{"{", "{"}}, NULL, 0, true},                                 // data in another order
-        {{{"{", "{"}}, "\n  ", 1, true},                               // all of these
+        {{EXCHANGE}, NULL, 0, true},                                   // data in another order
+        {{EXCHANGE}, "\n  ", 1, true},                                 // all of these
         {{{"'shape':[1,", "'shape':["}}, NULL, 0, false},              // biases of one dimension
         {{{"{'__metadata__':{", "{'__metadata__':{'writer':'other 1.0',"}}, NULL, 0, false},
         {{{"'format'", "'note':'\\'width\\':\\'3\\', \\\\\\'heads\\'','format'"}}, NULL, 0, false},
@@ -2333,7 +2275,8 @@ static void test_rewrites(void) {
     put("certified", output, strlen(output));
     for (size_t i = 0; i < LENGTH(rewrites); i++) {
         load_model("fresh.st");
-        char *header = rewrites[i].turned ? turn_around() : edited(model_header, "{", "{", 1);
+        char *header = edited(model_header, "{", "{", 1);
+        if (rewrites[i].moved) exchange();
         for (int e = 0; e < 3 && rewrites[i].edits[e][0]; e++) {
             char *next = edited(header, rewrites[i].edits[e][0], rewrites[i].edits[e][1], 1000);
             free(header), header = next;
@@ -2497,66 +2440,13 @@ static void test_fuzz(void) {
     expect(accepted > 0 && refusals > FUZZ / 2);
 }
 
-// copied: a file of the directory that the tests were started in, if it and a program are there.
-static bool copied(const char *here, const char *name, const char *asking) {
-    char path[2048];
-    size_t size = 0;
-    snprintf(path, sizeof path, "%s/%s", here, name);
-    char *bytes = contents(path, &size);
-    bool good = bytes && execute(asking) == 0;
-    if (good) put(name, bytes, size);
-    else printf("%s is not tested: %s\n", name, bytes ? errors : "it is not here");
-    free(bytes);
-    return good;
-}
-
-// --- prepare_data.py, a copy of it, so that its data/ is the tests' own. What a server sends comes
-// from addresses that need no network. Only the right text's arrival is not tested here: that would
-// take the text. Nothing else is ever stored as tinyshakespeare, under whatever name.
-static void test_prepare_data(const char *here) {
-    #define NOWHERE "--url file:///no/such/text"
-    #define SHAKESPEARE "data/tinyshakespeare.txt"
-    static const struct { int status; const char *options, *output, *reason; } rows[] = {
-        {0, "--input text", "data/text\n", "copied text to data/text, 59"},
-        {0, "--input data/text", "data/text\n", "already in place"},
-        {0, "--input text --output a/b/c", "a/b/c\n", "copied text to a/b/c"},
-        {1, "--input empty", "", "empty is empty"},
-        {1, "--input nowhere", "", "cannot read nowhere"},
-        {2, "--input text --fallback", "", "not allowed with"},
-        {2, "--colour red", "", "--colour"},
-        {1, "--input text --output " SHAKESPEARE, "", "is not tinyshakespeare"},
-        {1, "--input text --output data/link", "", "is not tinyshakespeare"},
-        {1, "--url data:,dream", "", "is not tinyshakespeare: it has 5 bytes"},
-        {1, NOWHERE, "", "could not download file:///no/such/text"},
-        {1, "--url nonsense", "", "could not download nonsense"},
-        {1, NOWHERE, "", "is there but is not tinyshakespeare: it has 4 bytes"},
-        {0, NOWHERE " --fallback", "data/fallback.txt\n", "THIS IS NOT SHAKESPEARE"},
-        {1, "--input text --output empty/text", "", "cannot write empty/text"},
-    };
-    size_t left = 0;
-    if (!copied(here, "prepare_data.py", "!python3 --version")) return;
-    mkdir("data", 0777);
-    expect(symlink("tinyshakespeare.txt", "data/link") == 0);
-    for (size_t i = 0; i < LENGTH(rows); i++) {
-        char line[256];
-        if (i == 12) expect(!exists(SHAKESPEARE)), put(SHAKESPEARE, "mine", 4);
-        snprintf(line, sizeof line, "!python3 prepare_data.py %s", rows[i].options);
-        expect(execute(line) == rows[i].status && !strcmp(output, rows[i].output));
-        for (char *p = errors; *p; p++) *p = *p == '\n' ? ' ' : *p; // a box breaks its lines
-        says(rows[i].reason);
-    }
-    expect(same("text", "data/text") && same("text", "a/b/c"));
-    expect(same("prepare_data.py", "data/fallback.txt")); // the fallback: the files here
-    free(contents(SHAKESPEARE, &left));
-    expect(left == 4); // a failed download leaves the file that was there
-    expect(execute("!ls data") == 0 && !strstr(output, ".tmp"));
-}
-
 // A build that lets NaN pass for a number stops at once.
-static void test_fast_math(const char *here) {
-    if (!copied(here, "lipgpt.c", "!cc --version")) return;
-    expect(execute("!cc -std=c11 -fsyntax-only lipgpt.c") == 0);
-    expect(execute("!cc -std=c11 -ffast-math -fsyntax-only lipgpt.c") != 0);
+static void test_fast_math(void) {
+    bool ready = exists("../../lipgpt.c") && execute("!cc --version") == 0;
+    if (!ready) printf("-ffast-math is not tested: no cc, or no lipgpt.c here\n");
+    if (!ready) return;
+    expect(execute("!cc -std=c11 -fsyntax-only ../../lipgpt.c") == 0);
+    expect(execute("!cc -std=c11 -ffast-math -fsyntax-only ../../lipgpt.c") != 0);
     says("-ffast-math let");
 }
 
@@ -2578,7 +2468,7 @@ static void test_programs(const char *const *given) {
     test_arguments(), test_defaults(), test_data(), test_outputs();
     test_search(), test_sample(), test_resume(), test_interrupt(), test_options(), test_budgets();
     test_divergence(), test_places(), test_full_disk();
-    test_prepare_data(here), test_fast_math(here), test_rewrites();
+    test_fast_math(), test_rewrites();
     gives(0, "small.st", "train --data two --preset paper --width 2 --heads 1 --blocks 1 "
           "--context 2 --batch 2 --mlp-ratio 1 --tokens 5 --steps 2 --out small.st");
     load_model("small.st");
@@ -2596,13 +2486,13 @@ int main(int argc, char **argv) {
     #define TEST(name) {#name, test_##name}
     static const struct { const char *name; void (*run)(void); } tests[] = {
         TEST(layer_gradients), TEST(model_gradients), TEST(rng),
-        TEST(matmul), TEST(transpose), TEST(exp), TEST(spectral_norm), TEST(orthogonalize),
+        TEST(matmul), TEST(exp), TEST(spectral_norm), TEST(orthogonalize),
         TEST(gelu), TEST(activations),
         TEST(softmax), TEST(attention), TEST(causality), TEST(presets), TEST(init),
-        TEST(optimizer_step), TEST(adamw), TEST(overfit), TEST(determinism), TEST(coupling),
+        TEST(optimizer_step), TEST(adamw), TEST(overfit), TEST(coupling),
         TEST(soft_cap), TEST(cap_after_step), TEST(constraints), TEST(constraints_at_the_ends),
         TEST(certificate_from_below), TEST(attention_is_tight),
-        TEST(layers_are_tight), TEST(constants_as_used), TEST(norms),
+        TEST(layers_are_tight), TEST(norms),
         TEST(paper_bound),
         TEST(sound_bound), TEST(compose_at_the_ends), TEST(budget),
         TEST(certified_share),
@@ -2610,13 +2500,12 @@ int main(int argc, char **argv) {
     };
     verbose = getenv("VERBOSE") != NULL;
     Config c = tiny(PAPER);
-    the = lab_create(&c);
     for (size_t i = 0; i < LENGTH(tests); i++) {
         double begin = seconds();
-        tests[i].run();
+        the = lab_create(&c);
+        tests[i].run(), give_back();
         if (verbose) printf("%s: %.2f s\n", tests[i].name, seconds() - begin);
     }
-    lab_free(&the);
     if (argc > 1 && !DOUBLE) test_programs((const char *const *)argv + 1);
     printf("%s: %d passed, %d failed\n", DOUBLE ? "double" : "float", passed, failed);
     return failed != 0;
