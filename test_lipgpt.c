@@ -183,7 +183,7 @@ static void fill_rows(float *w, int rows, int cols, double norm, Rng *rng) { // 
 
 // Sizes of the small network: T tokens of at most CONTEXT, I inputs and O outputs of a layer.
 enum { T = 7, I = 6, O = 5, H = 3, D = 12, CONTEXT = 10, POOL = 1024 };
-enum { ABSOLUTE = PAPER + 1, PLAIN, VARIANTS }; // the presets, and two more kinds of network
+enum { BIASED = PAPER + 1, PLAIN, VARIANTS }; // the presets, and two more kinds of network
 
 // small: a preset made small, without its budget.
 static Config small(Preset preset, int d, int H, int L, int V) {
@@ -197,7 +197,7 @@ static Config small(Preset preset, int d, int H, int L, int V) {
 // bare: alpha = 1/2, and nothing that the paper's network has not.
 static Config bare(int d, int H, int L, int V) {
     Config c = small(TIGHT, d, H, L, V);
-    c.activation = ABS, c.mlp_ratio = 1, c.bias = c.position_bias = c.per_head = 0;
+    c.mlp_ratio = 1, c.bias = c.position_bias = c.per_head = 0;
     return c;
 }
 
@@ -205,7 +205,7 @@ static Config bare(int d, int H, int L, int V) {
 static Config tiny(int variant) {
     Config c = small(variant == TIGHT ? TIGHT : PAPER, D, H, 2, 11);
     c.mlp_ratio = 2, c.batch = 6, c.lanes = 4;
-    if (variant == ABSOLUTE) c.activation = ABS, c.bias = 1, c.softmax_scale = 2, c.alpha = 0.3;
+    if (variant == BIASED) c.activation = MAXMIN, c.bias = 1, c.softmax_scale = 2, c.alpha = 0.3;
     if (variant == PLAIN) c.plain_residual = c.position_bias = 1;
     return c;
 }
@@ -332,7 +332,6 @@ static double entropy_loss(void) {
 }
 
 static void test_layer_gradients(void) {
-    static const char *const names[] = {"GELU: dz", "ABS: dz", "MAXMIN: dz"};
     fresh(1);
     embedding_backward(dW, C, ids, T, D);
     check_gradient(embedding_loss, W, minus_one(dW), 5 * D, layer_limit, "embedding: dE");
@@ -359,12 +358,13 @@ static void test_layer_gradients(void) {
         if (!biased) continue;
         check_gradient(attention_loss, B, minus_one(dB), H * CONTEXT, layer_limit, "attention: db");
     }
-    for (phi = GELU; phi <= MAXMIN; phi++) {
+    for (int i = 0; i < 2; i++) {
+        phi = i ? MAXMIN : GELU;
         fresh(7);
-        for (int i = 0; i < T * I && !DOUBLE; i++) // no kink of |x| or max within two steps
-            X[i] = (float)(floor(4 * (double)X[i]) + 0.5) / 2 + (i % I < I / 2 ? 0.125f : 0);
+        for (int j = 0; j < T * I && !DOUBLE; j++) // no kink of max within two steps
+            X[j] = (float)(floor(4 * (double)X[j]) + 0.5) / 2 + (j % I < I / 2 ? 0.125f : 0);
         activation_backward(dY, X, phi, T, I);
-        check_gradient(activation_loss, X, dY, T * I, layer_limit, names[phi]);
+        check_gradient(activation_loss, X, dY, T * I, layer_limit, i ? "MAXMIN: dz" : "GELU: dz");
     }
     fresh(8);
     entropy_loss(), cross_entropy_backward(Y, ids, 3, T, O);
@@ -387,7 +387,7 @@ static double loss_from_x(void) {
 static void test_model_gradients(void) {
     double limit = DOUBLE ? 1e-8 : 1e-2; // 1.5e-3, 3e-9: W_q of the last block
     for (int variant = 0; variant < VARIANTS; variant++) {
-        if (!DOUBLE && variant != PAPER) continue; // |z| and max have kinks
+        if (!DOUBLE && variant != PAPER) continue; // max has kinks
         Config c = tiny(variant);
         the = random_lab(&c, 20 + (uint64_t)variant);
         float *w = the.m->weights, *g = take(the.m->size, sizeof *g);
@@ -641,16 +641,14 @@ static void test_gelu(void) {
     at_most(largest, 1 + 4 * epsilon, "|GELU(z)| / |z|");
 }
 
-// The activations in their own words: max and min of pairs, |z|; both keep every token's RMS norm.
-static void test_activations(void) {
+// MaxMin in its own words: max and min of pairs, which keep every token's RMS norm.
+static void test_maxmin(void) {
     fresh(9);
-    activation_forward(Y, X, MAXMIN, T, I), activation_forward(P, X, ABS, T, I);
-    for (const float *z = X, *a = Y, *b = P; z < X + T * I; z += I, a += I, b += I) {
+    activation_forward(Y, X, MAXMIN, T, I);
+    for (const float *z = X, *a = Y; z < X + T * I; z += I, a += I) {
         for (int i = 0; i < I / 2; i++)
             expect(a[i] == (float)fmax(z[i], z[i + 3]) && a[i + 3] == (float)fmin(z[i], z[i + 3]));
-        for (int i = 0; i < I; i++) expect(b[i] == (float)fabs(z[i]));
         near(rms(a, I), rms(z, I), 1e-15, "MaxMin keeps the norm");
-        near(rms(b, I), rms(z, I), 1e-15, "ABS keeps the norm");
     }
 }
 
@@ -1167,7 +1165,7 @@ static double largest_ratio(Lab *lab, double radius, Rng *rng) {
 static Config random_config(int index, Rng *rng) {
     static const double scales[] = {0.5, 1, 24};
     Config c = bare(16, 1 << index / FAMILIES % 4, 1 + index / FAMILIES / 4 % 3, 10);
-    c.mlp_ratio = 1 + (int)rng_below(rng, 2), c.activation = (int)rng_below(rng, 3);
+    c.mlp_ratio = 1 + (int)rng_below(rng, 2), c.activation = rng_below(rng, 3) ? MAXMIN : GELU;
     c.softmax_scale = scales[rng_below(rng, 3)];
     c.position_bias = (int)rng_below(rng, 2), c.bias = (int)rng_below(rng, 2);
     c.per_head = (int)rng_below(rng, 2), c.plain_residual = (int)rng_below(rng, 2);
@@ -1201,8 +1199,8 @@ static void test_certificate_from_below(void) {
 }
 
 // attention_only: f(x) = W_o concat_h(A_h v_h) + a constant: no residual, a head of W = 1, and an
-// MLP that is x + b wherever |x_i| < b, as |x + b| = x + b. So compose() returns |W_o| sqrt(mean
-// F_h^2).
+// MLP that is x + b wherever |x_i| < 256: there b decides which of a pair is its max. So compose()
+// returns |W_o| sqrt(mean F_h^2).
 static Lab attention_only(int d, int H, double s) {
     Config c = bare(d, H, 1, d);
     c.alpha = 1, c.bias = 1, c.position_bias = 1, c.softmax_scale = s;
@@ -1211,7 +1209,7 @@ static Lab attention_only(int d, int H, double s) {
         size_t diagonal = (size_t)i * (d + 1);
         weight(&lab, W_IN, 0)[diagonal] = weight(&lab, W_OUT, 0)[diagonal] = 1;
         weight(&lab, W_HEAD, 0)[diagonal] = weight(&lab, EMBED, 0)[i] = 1; // R0 = 1
-        weight(&lab, B_IN, 0)[i] = 256;
+        weight(&lab, B_IN, 0)[i] = i < d / 2 ? 256 : -256;
     }
     for (int h = 0; h < H; h++) weight(&lab, POSITION, 0)[h * c.context] = -1000; // none at itself
     return lab;
@@ -1309,7 +1307,7 @@ static void test_layers_are_tight(void) {
     for (int i = 0; i < 24; i++) {
         Rng rng = {(uint64_t)i + 7};
         Config c = bare(16, 1 << i / 3 % 3, 3, 10);
-        c.activation = i % 3, c.bias = 1, c.plain_residual = i / 6 % 2;
+        c.activation = i % 3 ? MAXMIN : GELU, c.bias = 1, c.plain_residual = i / 6 % 2;
         c.attention_factor = i % 2 ? 1 : 0.5;
         Lab lab = lab_create(&c);
         EACH(t, lab.m) {
@@ -1558,7 +1556,8 @@ static void test_certified_predictions(void) {
         Rng rng = {(uint64_t)(i / WIN)};
         int kind = i / WIN, t = i % WIN;
         Config c = bare(WIDE_D, 1 + kind % 2, 1 + kind / 4, CLASSES);
-        c.activation = kind % 3, c.bias = c.position_bias = c.plain_residual = kind / 2 % 2;
+        c.bias = c.position_bias = c.plain_residual = kind / 2 % 2;
+        if (kind % 3 == 0) c.activation = GELU;
         Lab lab = lab_create(&c);
         uint16_t tokens[WIN];
         fill_model(&lab, kind % 2 ? ORTHOGONAL : GAUSSIAN, 0.3, 1.5, &rng);
@@ -1754,7 +1753,7 @@ static void test_arguments(void) {
         {"train %s", "--steps= --momentum=1 --temperature=-1 --seed=-1 --lipschitz=-1", "--"},
         {"train --alpha %s", "1", "--alpha"}, // keeps nothing: no gradient ever reaches a weight
         {"train --steps 3 --steps %s", "3 4", "--steps is given twice"},
-        {"train --activation%s", "=relu =gel =", "gelu|abs|maxmin"},
+        {"train --activation%s", "=relu =gel =", "|maxmin"},
         {"train --preset %s", "best tigh", "--preset"},
         {"train --data text --width 16 --heads %s", "3 5", "--heads %s does not divide --width 16"},
         {"train --data text --width 6 --heads %s", "2", "head width 6 / 2 = 3 is odd"},
@@ -2027,7 +2026,7 @@ static void test_interrupt(void) {
 static void test_options(void) {
     static const char line[] = "train --data text --preset tight --steps 4 --batch 3 --context 6 "
         "--width 24 --heads 3 --blocks 2 --mlp-ratio 2 --alpha 0.25 --plain-residual 0 "
-        "--attention-factor 0.5 --softmax-scale 2 --activation abs --position-bias 1 --bias 1 "
+        "--attention-factor 0.5 --softmax-scale 2 --activation gelu --position-bias 1 --bias 1 "
         "--per-head 1 --lr 0.125 --momentum 0.75 --optimizer adamw --beta2 0.5 --constraint hard "
         "--spectral-decay 0.125 --mass 16 --weight-decay 0.0625 --share-embed 2 --share-head 3 "
         "--share-bias 0.5 --cap-qk 0.5 --cap-v 0.75 --cap-o 1.25 --cap-in 1.5 --cap-out 1.75 "
@@ -2487,7 +2486,7 @@ int main(int argc, char **argv) {
     static const struct { const char *name; void (*run)(void); } tests[] = {
         TEST(layer_gradients), TEST(model_gradients), TEST(rng),
         TEST(matmul), TEST(exp), TEST(spectral_norm), TEST(orthogonalize),
-        TEST(gelu), TEST(activations),
+        TEST(gelu), TEST(maxmin),
         TEST(softmax), TEST(attention), TEST(causality), TEST(presets), TEST(init),
         TEST(optimizer_step), TEST(adamw), TEST(overfit), TEST(coupling),
         TEST(soft_cap), TEST(cap_after_step), TEST(constraints), TEST(constraints_at_the_ends),
