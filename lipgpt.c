@@ -820,6 +820,7 @@ typedef struct { // every setting of the program; section 10 gives names, defaul
     Optimizer optimizer;                                      // training
     int steps, batch, lanes, seed;
     double lr, momentum, beta2, weight_decay, mass, share_embed, share_head, share_bias;
+    double share_growth;
     Constraint constraint;
     double cap, cap_qk, cap_v, cap_o, cap_in, cap_out, cap_head, cap_embed, cap_bias;
     double spectral_decay, lipschitz;                         // the budget for K
@@ -940,7 +941,9 @@ static void add_tensor(Model *m, Kind kind, int block, const char *name, int row
 // the blocks get body = M / (M + 2). Each of their 6 L matrices gets body / (6 L), divided by what
 // follows it: the paper's alpha = 1 / (2L), which leaves body / 3; and for q, k and v attention's
 // 1/3, too, which stands before W_o: that leaves body. (Shares do not follow --alpha and
-// --attention-factor; the factors --share-* are ours.)
+// --attention-factor; the factors --share-* are ours.) The paper's headline run let them grow with
+// depth instead: by --share-growth g = 8 from block to block, up to body / (6 L) in the last one for
+// the MLP and half of that for attention; dev/headline.md has what is known of it.
 static void model_plan(Model *m) {
     const Config *c = &m->config;
     int d = c->width, F = d * c->mlp_ratio, V = c->vocabulary;
@@ -949,17 +952,20 @@ static void model_plan(Model *m) {
     m->size = 0, m->count = c->blocks * KINDS;
     m->tensors = allocate((size_t)m->count, sizeof(Tensor));
     m->brackets = allocate((size_t)m->count * (size_t)c->heads, sizeof(Bracket));
-    add_tensor(m, EMBED, 0, "embedding.weight", V, d, c->cap_embed, end * c->share_embed);
+    double g = c->share_growth, first = g > 0 ? pow(g, -c->blocks) : 1; // E's, beside W_head's
+    add_tensor(m, EMBED, 0, "embedding.weight", V, d, c->cap_embed, end * first * c->share_embed);
     for (int l = 0; l < c->blocks; l++) {
-        add_tensor(m, W_Q, l, "attention.query.weight", d, d, c->cap_qk, body);
-        add_tensor(m, W_K, l, "attention.key.weight", d, d, c->cap_qk, body);
-        add_tensor(m, W_V, l, "attention.value.weight", d, d, c->cap_v, body);
+        double mlp = g > 0 ? body / (6 * c->blocks) * pow(g, l + 1 - c->blocks) : body / 3;
+        double qkv = g > 0 ? mlp / 2 : body, out = g > 0 ? mlp / 2 : body / 3;
+        add_tensor(m, W_Q, l, "attention.query.weight", d, d, c->cap_qk, qkv);
+        add_tensor(m, W_K, l, "attention.key.weight", d, d, c->cap_qk, qkv);
+        add_tensor(m, W_V, l, "attention.value.weight", d, d, c->cap_v, qkv);
         add_tensor(m, POSITION, l, "attention.position_bias", position_rows, c->context, 0,
                    c->share_bias);
-        add_tensor(m, W_O, l, "attention.output.weight", d, d, c->cap_o, body / 3);
-        add_tensor(m, W_IN, l, "mlp.in.weight", F, d, c->cap_in, body / 3);
+        add_tensor(m, W_O, l, "attention.output.weight", d, d, c->cap_o, out);
+        add_tensor(m, W_IN, l, "mlp.in.weight", F, d, c->cap_in, mlp);
         add_tensor(m, B_IN, l, "mlp.in.bias", bias_rows, F, c->cap_bias, c->share_bias);
-        add_tensor(m, W_OUT, l, "mlp.out.weight", d, F, c->cap_out, body / 3);
+        add_tensor(m, W_OUT, l, "mlp.out.weight", d, F, c->cap_out, mlp);
     }
     add_tensor(m, W_HEAD, 0, "head.weight", V, d, c->cap_head, end * c->share_head);
     add_tensor(m, B_OUT, 0, "head.bias", bias_rows, V, 0, c->share_bias);
@@ -1904,6 +1910,7 @@ enum { TRAIN = 1, EVAL = 2, CERTIFY = 4, SAMPLE = 8, // the commands that take i
        SAVED = 16,    // goes into the checkpoint
        AGAIN = 32,    // may be given when a run is resumed
        BUDGETED = 64, // a cap: not beside --lipschitz, which chooses them
+       LATER = 128,   // files of the format "lipgpt 3" may lack it: it is then as in preset tight
        KEPT = TRAIN | SAVED };
 
 typedef struct {
@@ -1985,6 +1992,8 @@ static const Option options[] = {
     NUM("share-embed", share_embed, 0, 1e6, KEPT, "factor on the step of E (ours)"),
     NUM("share-head", share_head, 0, 1e6, KEPT, "factor on the step of W_head (ours)"),
     NUM("share-bias", share_bias, 0, 1e6, KEPT, "step of biases (ours)"),
+    NUM("share-growth", share_growth, 0, 1e3, KEPT | LATER,
+        "of steps with depth: 8 in the paper's headline; 0 = none"),
     INT("lanes", lanes, 1, 1 << 10, KEPT, "parts of a batch: most threads used"),
     INT("stop", stop, 0, 1e9, TRAIN | AGAIN, "save and stop at this step, to resume; 0 = never"),
 };
@@ -2409,7 +2418,9 @@ static Model *checkpoint_load(const char *path, bool to_train, Data *vocabulary,
     for (const Option *o = options; o < options + OPTIONS; o++) {
         const char *older = o->offset == AT(alpha) ? "residual"
                             : o->offset == AT(momentum) ? "beta" : NULL;
-        if (o->use & SAVED) set_option(&c, o, metadata_of(&f, o->name, older), source, 1);
+        bool lacking = o->use & LATER && !find(&f, f.header, f.end, o->name);
+        if (o->use & SAVED && !lacking)
+            set_option(&c, o, metadata_of(&f, o->name, older), source, 1);
     }
     *vocabulary = read_vocabulary(&f);
     progress->step = (int)metadata_number(&f, "step", INT_MAX);

@@ -875,6 +875,21 @@ static void test_optimizer_step(void) {
     }
 }
 
+// The headline run's steps, which grow eightfold from block to block.
+static void test_share_growth(void) {
+    Config c = tiny(PAPER);
+    c.blocks = 3, c.mass = 30, c.share_growth = 8;
+    Model *m = model_create(&c);
+    const double mlp[] = {1 / 1228.8, 1 / 153.6, 1 / 19.2}; // 30/32 / 18, / 8, / 64, backwards
+    near(tensor(m, EMBED, 0)->share, 1 / (32 * 512.0), 1e-15, "share of E");
+    near(tensor(m, W_HEAD, 0)->share, 1 / 32.0, 1e-15, "share of W_head");
+    for (int l = 0; l < 3; l++)
+        for (int kind = W_Q; kind <= W_OUT; kind++)
+            if (is_matrix(kind))
+                near(tensor(m, kind, l)->share, kind < W_IN ? mlp[l] / 2 : mlp[l], 1e-15, "share");
+    model_free(m);
+}
+
 // Two steps of AdamW against its equations, in double; no caps.
 static void test_adamw(void) {
     Config c = tiny(TIGHT);
@@ -2356,9 +2371,9 @@ static void test_options(void) {
         "--attention-factor 0.5 --softmax-scale 2 --activation gelu --position-bias 1 --bias 1 "
         "--per-head 1 --lr 0.125 --momentum 0.75 --optimizer adamw --beta2 0.5 --constraint hard "
         "--spectral-decay 0.125 --mass 16 --weight-decay 0.0625 --share-embed 2 --share-head 3 "
-        "--share-bias 0.5 --cap-qk 0.5 --cap-v 0.75 --cap-o 1.25 --cap-in 1.5 --cap-out 1.75 "
-        "--cap-head 2.5 --cap-embed 0.875 --cap-bias 0.375 --lipschitz 0 --lanes 2 --seed 11 "
-        "--eval-every 2 --sample-every 3 --tokens 7 --temperature 0.5 --cap 3 --out o.st "
+        "--share-bias 0.5 --share-growth 8 --cap-qk 0.5 --cap-v 0.75 --cap-o 1.25 --cap-in 1.5 "
+        "--cap-out 1.75 --cap-head 2.5 --cap-embed 0.875 --cap-bias 0.375 --lipschitz 0 --lanes 2 "
+        "--seed 11 --eval-every 2 --sample-every 3 --tokens 7 --temperature 0.5 --cap 3 --out o.st "
         "--log o.log --stop 0 ";
     char option[80], value[64];
     gives(0, "o.st", "%s", line);
@@ -2479,7 +2494,8 @@ int main(int argc, char **argv) {
         TEST(layer_gradients), TEST(model_gradients), TEST(rng), TEST(matmul), TEST(exp),
         TEST(spectral_norm), TEST(orthogonalize), TEST(gelu), TEST(maxmin), TEST(softmax),
         TEST(attention), TEST(causality), TEST(presets), TEST(init), TEST(optimizer_step),
-        TEST(adamw), TEST(overfit), TEST(coupling), TEST(soft_cap), TEST(cap_after_step),
+        TEST(share_growth), TEST(adamw), TEST(overfit), TEST(coupling), TEST(soft_cap),
+        TEST(cap_after_step),
         TEST(constraints), TEST(constraints_at_the_ends), TEST(certificate_from_below),
         TEST(attention_is_tight), TEST(layers_are_tight), TEST(norms), TEST(paper_bound),
         TEST(sound_bound), TEST(compose_at_the_ends), TEST(budget), TEST(certified_share),
