@@ -225,44 +225,33 @@ INLINE void pack(float *to, int width, Mat a) {
     }
 }
 
-// micro_kernel: one tile of C (mr x vecs vectors) from two panels, walking `depth` steps.
-INLINE void micro_kernel(int mr, int vecs, Mat c, const float *a, int a_step, const float *b,
-                         int b_step, int depth, float scale, bool add) {
+// micro_kernel: one tile of C (MR x vecs vectors) from two panels, walking `depth` steps.
+INLINE void micro_kernel(int vecs, Mat c, const float *a, int a_step, const float *b, int depth,
+                         float scale, bool add) {
     float edge[MR * NR]; // where a tile goes that the edge of C cuts
     Vec sum[MR][VECS] = {{{0}}};
-    for (int k = 0; k < depth; k++, a += a_step, b += b_step)
-        UNROLL for (int i = 0; i < mr; i++)
+    for (int k = 0; k < depth; k++, a += a_step, b += NR)
+        UNROLL for (int i = 0; i < MR; i++)
             UNROLL for (int v = 0; v < vecs; v++) sum[i][v] += a[i] * ((const Vec *)b)[v];
-    bool whole = c.rows >= mr && c.cols >= vecs * WIDTH && c.col == 1;
-    UNROLL for (int i = 0; i < mr; i++)
+    bool whole = c.rows >= MR && c.cols >= vecs * WIDTH;
+    UNROLL for (int i = 0; i < MR; i++)
         UNROLL for (int v = 0; v < vecs; v++) {
             Vec *to = (Vec *)(whole ? at(c, i, 0) : edge + i * NR) + v;
             *to = whole && add ? *to + scale * sum[i][v] : scale * sum[i][v];
         }
     if (whole) return;
-    for (int i = 0; i < imin(c.rows, mr); i++)
+    for (int i = 0; i < imin(c.rows, MR); i++)
         for (int j = 0; j < imin(c.cols, vecs * WIDTH); j++)
             *at(c, i, j) = edge[i * NR + j] + (add ? *at(c, i, j) : 0);
 }
 
-// tile: a tile of C by the smallest micro-kernel that covers its rows and its columns up to `cols`.
+// tile: a tile of C by the narrowest micro-kernel that covers its columns up to `cols`.
 INLINE void tile(Mat c, int cols, const float *a, int a_step, const float *b, int depth,
                  float scale, bool add) {
-    int vecs = cols / WIDTH, rest = cols % WIDTH;
-    if (VEC_BYTES == 64 && rest > 0 && rest <= 4) { // a few columns: a transposed tile
-        Mat thin = transposed(part(c, 0, cols - rest, c.rows, rest));
-        micro_kernel(4, 1, thin, b + cols - rest, NR, a, a_step, depth, scale, add);
-    } else
-        vecs += rest > 0;
-#define KERNEL(mr, vecs) micro_kernel(mr, vecs, c, a, a_step, b, NR, depth, scale, add)
-    bool high = c.rows > 4;
-    if (vecs == VECS && high) KERNEL(MR, VECS);
-    else if (vecs == VECS) KERNEL(4, VECS);
-    else if (vecs == 2 && high) KERNEL(MR, 2);
-    else if (vecs == 2) KERNEL(4, 2);
-    else if (vecs == 1 && high) KERNEL(MR, 1);
-    else if (vecs == 1) KERNEL(4, 1);
-#undef KERNEL
+    int vecs = (cols + WIDTH - 1) / WIDTH;
+    if (vecs == 1) micro_kernel(1, c, a, a_step, b, depth, scale, add);
+    else if (vecs == 2) micro_kernel(2, c, a, a_step, b, depth, scale, add);
+    else micro_kernel(VECS, c, a, a_step, b, depth, scale, add);
 }
 
 static void matmul(Mat c, Mat a, Mat b, float scale, bool add, Triangle triangle) { // c.col is 1
