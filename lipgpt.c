@@ -931,8 +931,8 @@ static void add_tensor(Model *m, Kind kind, int block, const char *name, int row
 // follows it: the paper's alpha = 1 / (2L), which leaves body / 3; and for q, k and v attention's
 // 1/3, too, which stands before W_o: that leaves body. (Shares do not follow --alpha and
 // --attention-factor; the factors --share-* are ours.) The paper's headline run let them grow with
-// depth instead: by --share-growth g = 8 from block to block, up to body / (6 L) in the last one for
-// the MLP and half of that for attention; dev/headline.md has what is known of it.
+// depth instead, --share-growth g = 8 times from block to block, up to body / (6 L) for the MLP of
+// the last one, and half of that for its attention (dev/headline.md).
 static void model_plan(Model *m) {
     const Config *c = &m->config;
     int d = c->width, F = d * c->mlp_ratio, V = c->vocabulary;
