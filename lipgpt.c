@@ -688,50 +688,39 @@ static void attention_backward(float *dqkv, float *dA, float *db, float *dy, flo
 // activation: a = phi(z), z and a (T, F).
 //   GELU    z sigmoid(2u) / 1.1289, u = sqrt(2/pi) (z + 0.044715 z^3), the tanh form: |phi(z)| <=
 //           |z| / 1.1289, and slope <= GELU_SLOPE / 1.1289: slightly above 1, and counted
-//   ABS     |z|, ours: 1-Lipschitz and |phi(z)| = |z|, where GELU halves every small signal
-//   MAXMIN  units i and i + F/2 become their max and their min, ours: the same two properties
+//   MAXMIN  units i and i + F/2 become their max and their min, ours: 1-Lipschitz and |phi(z)| =
+//           |z|, where GELU halves every small signal
 #define GELU_DIVISOR 1.1289
 #define GELU_SLOPE 1.1289931 // of the tanh form without the divisor: 1.128993069 at z = 1.4185
-typedef enum { GELU, ABS, MAXMIN } Activation;
+typedef enum { GELU, MAXMIN } Activation;
 static const float gelu_linear = (float)0.7978845608028654, gelu_cubic = (float)0.044715;
 
 static void activation_forward(float *a, const float *z, Activation phi, int T, int F) {
     size_t n = (size_t)T * F, half = (size_t)F / 2;
-    switch (phi) {
-    case GELU:
+    if (phi == GELU)
         for (size_t i = 0; i < n; i++) {
             float x = z[i], u = gelu_linear * (x + gelu_cubic * x * x * x);
             a[i] = x / ((1 + fast_exp(-2 * u)) * (float)GELU_DIVISOR);
         }
-        break;
-    case ABS:
-        for (size_t i = 0; i < n; i++) a[i] = z[i] < 0 ? -z[i] : z[i];
-        break;
-    case MAXMIN:
+    else
         for (int t = 0; t < T; t++, a += F, z += F)
             for (size_t i = 0; i < half; i++) {
                 float x = z[i], y = z[i + half];
                 a[i] = x < y ? y : x;
                 a[i + half] = x < y ? x : y;
             }
-    }
 }
 
 // dz = phi'(z) da, in place: da becomes dz.
 static void activation_backward(float *da, const float *z, Activation phi, int T, int F) {
     size_t n = (size_t)T * F, half = (size_t)F / 2;
-    switch (phi) {
-    case GELU:
+    if (phi == GELU)
         for (size_t i = 0; i < n; i++) {
             float x = z[i], u = gelu_linear * (x + gelu_cubic * x * x * x);
             float du = gelu_linear * (1 + 3 * gelu_cubic * x * x), s = 1 / (1 + fast_exp(-2 * u));
             da[i] *= (s + x * s * (1 - s) * 2 * du) * (float)(1 / GELU_DIVISOR);
         }
-        break;
-    case ABS:
-        for (size_t i = 0; i < n; i++) da[i] = z[i] < 0 ? -da[i] : da[i];
-        break;
-    case MAXMIN:
+    else
         for (int t = 0; t < T; t++, da += F, z += F)
             for (size_t i = 0; i < half; i++) {
                 float top = da[i], bottom = da[i + half];
@@ -739,7 +728,6 @@ static void activation_backward(float *da, const float *z, Activation phi, int T
                 da[i] = swapped ? bottom : top;
                 da[i + half] = swapped ? top : bottom;
             }
-    }
 }
 
 // cross entropy: logits (T, V) become probabilities in place; returns the summed loss in nats
@@ -1913,7 +1901,7 @@ typedef struct {
 } Option;
 
 static const char *const preset_words[] = {"tight", "paper", NULL};
-static const char *const activation_words[] = {"gelu", "abs", "maxmin", NULL};
+static const char *const activation_words[] = {"gelu", "maxmin", NULL};
 static const char *const optimizer_words[] = {"muon", "adamw", NULL};
 static const char *const constraint_words[] = {"soft",    "hard",   "normalize",
                                                "stiefel", "hammer", "decay", NULL};
@@ -1950,7 +1938,7 @@ static const Option options[] = {
     INT("blocks", blocks, 1, 1 << 10, KEPT, "each attention and MLP, L"),
     INT("context", context, 1, 1 << 16, KEPT, "tokens of a window, T"),
     INT("mlp-ratio", mlp_ratio, 1, 64, KEPT, "hidden units per unit of width"),
-    WORD("activation", activation, "gelu|abs|maxmin (the last two are ours)"),
+    WORD("activation", activation, "gelu|maxmin (ours)"),
     FLAG("position-bias", position_bias, "learned score bias per head and distance (ours)"),
     FLAG("bias", bias, "biases in the MLP and on the logits (ours)"),
     GROUP("optimizer"),
