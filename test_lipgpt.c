@@ -194,7 +194,7 @@ static Config small(Preset preset, int d, int H, int L, int V) {
     return c;
 }
 
-// bare: alpha = 1/2, and nothing that the paper's network has not.
+// bare: tight without biases and slices, the hidden layer as wide as the stream.
 static Config bare(int d, int H, int L, int V) {
     Config c = small(TIGHT, d, H, L, V);
     c.mlp_ratio = 1, c.bias = c.position_bias = c.per_head = 0;
@@ -204,7 +204,7 @@ static Config bare(int d, int H, int L, int V) {
 // tiny: a small network of each kind.
 static Config tiny(int variant) {
     Config c = small(variant == TIGHT ? TIGHT : PAPER, D, H, 2, 11);
-    c.mlp_ratio = 2, c.batch = 6, c.lanes = 4;
+    c.mlp_ratio = 2;
     if (variant == BIASED) c.activation = MAXMIN, c.bias = 1, c.softmax_scale = 2, c.alpha = 0.3;
     if (variant == PLAIN) c.plain_residual = c.position_bias = 1;
     return c;
@@ -215,8 +215,8 @@ static void set_caps(Config *c, double matrices, double rows) { // 0: off
     c->cap_embed = c->cap_bias = rows;
 }
 
-// Lab: a model with workspaces for three threads or more, and its certificate.
-typedef struct { Model *m; Workspace *s; int threads; Certificate certificate; } Lab;
+// Lab: a model with a workspace for every thread, and its certificate.
+typedef struct { Model *m; Workspace *s; Certificate certificate; } Lab;
 
 // take, lab_create: what a test takes is given back when it ends.
 static Lab open_labs[400];
@@ -228,17 +228,16 @@ static void *take(size_t count, size_t size) {
 }
 
 static Lab lab_create(const Config *c) {
-    int threads = omp_get_max_threads() > 3 ? omp_get_max_threads() : 3;
     Model *m = model_create(c);
-    return open_labs[lab_count++] = (Lab){m, workspaces_create(c, threads), threads,
-                                     certificate_create(m)};
+    Workspace *spaces = workspaces_create(c, omp_get_max_threads());
+    return open_labs[lab_count++] = (Lab){m, spaces, certificate_create(m)};
 }
 
 static void give_back(void) {
     while (taken_count > 0) free(taken[--taken_count]);
     while (lab_count > 0) {
         Lab *lab = &open_labs[--lab_count];
-        workspaces_free(lab->s, &lab->m->config, lab->threads);
+        workspaces_free(lab->s, &lab->m->config, omp_get_max_threads());
         free(lab->certificate.layers), model_free(lab->m);
     }
 }
@@ -1607,7 +1606,7 @@ static void test_show_bound(void) {
 }
 
 // ------------------------------------------------------------------------------------------------
-// The programs from outside: command line, text, files, training, resuming, hostile checkpoints.
+// The programs from outside: first files: texts, places, hostile checkpoints; then the commands.
 // Each test runs the real binaries, in a temporary directory. Nothing here depends on precision.
 
 static const char *binary, *searcher; // paths of lipgpt and of search, or NULL
