@@ -4,11 +4,19 @@
 # make search      build/search: the search for a certificate's worst pair of inputs, from below
 # make debug       build/lipgpt-debug: sanitizers, and the caps asserted after every step
 # make bench       speed, as shares of this machine's peak
+# make fuzz SECONDS=60   checkpoints, data and command lines from libFuzzer, each so long
 # make clean       remove what was built        Options: CC=clang, NO_OMP=1, TRAIN='--steps 500 ...'
 
 CFLAGS ?= -O3
 PYTHON ?= python3
 WARNINGS := -Wall -Wextra -Wpedantic
+
+# Before anything else: a place to build in.
+ifneq ($(MAKECMDGOALS),clean)
+ifeq ($(shell mkdir -p build 2> /dev/null && test -w build && test -w . && echo yes),)
+$(error cannot write to $(CURDIR)/build: is the source folder read-only? Copy it and make there)
+endif
+endif
 
 # The compiler is asked once what it can do, and again when one of these changes: build/flags.mk keeps
 # the answers, and everything that is built depends on it.
@@ -18,7 +26,7 @@ ifneq ($(MAKECMDGOALS),clean)
 ifneq ($(ASKED),$(ANSWERED))
 # try FLAGS,PROGRAM: the flags, if a program compiles *and links* with them.
 comma := ,
-try = $(shell mkdir -p build && printf '$(2)' > build/probe.c && \
+try = $(shell printf '$(2)' > build/probe.c && \
         $(CC) $(1) build/probe.c -o build/probe -lm > /dev/null 2>&1 && printf '%s' '$(1)')
 PLAIN := int main(void) { return 0; }
 PARALLEL := \043include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }
@@ -30,7 +38,7 @@ OMP := $(call try,-Xpreprocessor -fopenmp -I$(LIBOMP)/include -L$(LIBOMP)/lib -l
 endif
 SIMD := $(if $(OMP),,$(call try,-fopenmp-simd,$(PLAIN)) -Wno-unknown-pragmas)
 SANITIZE := $(call try,-fsanitize=address$(comma)undefined -fno-sanitize-recover=all,$(PLAIN))
-$(shell mkdir -p build && printf '%s\n' 'ANSWERED := $(ASKED)' 'MACHINE := $(MACHINE)' \
+$(shell printf '%s\n' 'ANSWERED := $(ASKED)' 'MACHINE := $(MACHINE)' \
         'OMP := $(OMP)' 'SIMD := $(SIMD)' 'SANITIZE := $(SANITIZE)' > build/flags.mk)
 $(info $(CC): $(or $(MACHINE),no -march=native), $(if $(OMP),OpenMP,$(if $(NO_OMP),one thread as asked,\
   ONE THREAD ONLY: no OpenMP found; install libgomp (gcc)$(comma) libomp-dev (clang) or brew install libomp)))
@@ -94,8 +102,23 @@ bench: build/bench
 	-@$(PYTHON) dev/peers/peer_torch.py
 	-@$(PYTHON) dev/peers/peer_jax.py
 
+# Fuzzing wants clang, whatever CC is; the seeds are written by the test program.
+SECONDS ?= 60
+TARGETS := checkpoint data arguments
+FUZZER = -std=c11 -O1 -g -Wall -Wextra -Wno-unknown-pragmas -fsanitize=fuzzer,address,undefined
+build/fuzz: dev/fuzz.c lipgpt.c Makefile
+	clang $(FUZZER) dev/fuzz.c -o $@ -lm
+fuzz: build/fuzz build/test-float
+	@mkdir -p $(foreach t,$(TARGETS),build/seeds/$t build/corpus/$t)
+	@build/test-float --seeds build/seeds
+	@for t in $(TARGETS); do echo "== fuzz $$t, $(SECONDS) s"; \
+	    TARGET=$$t build/fuzz -max_total_time=$(SECONDS) -timeout=20 -detect_leaks=0 -close_fd_mask=3 \
+	        -artifact_prefix=build/ build/corpus/$$t build/seeds/$$t > build/fuzz-$$t.txt 2>&1 || \
+	        { tail -n 30 build/fuzz-$$t.txt; exit 1; }; \
+	    grep '^Done' build/fuzz-$$t.txt; done
+
 clean:
 	rm -rf build lipgpt
 
-.PHONY: train double debug search test bench clean
+.PHONY: train double debug search test bench fuzz clean
 .DEFAULT_GOAL := lipgpt

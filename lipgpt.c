@@ -44,6 +44,7 @@
 #define _POSIX_C_SOURCE 200809L
 #include <ctype.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <math.h>
 #include <signal.h>
@@ -54,6 +55,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -84,6 +86,25 @@ static int omp_get_max_threads(void) { return 1; }
 // fresh_line: on a terminal, what wipes out the progress line before something else is printed.
 static const char *fresh_line(void) { return isatty(2) ? "\r\033[K" : ""; }
 
+static const char *volatile unfinished;   // name of the temporary file being written, or NULL
+static volatile sig_atomic_t interrupted; // the signal that asks a training run to stop, or 0
+
+// on_signal: the first waits for the step to be saved, a second one for nothing.
+static void on_signal(int signal_number) {
+    bool again = interrupted && signal_number != SIGHUP; // a closing terminal may send that twice
+    if (again && unfinished) unlink(unfinished);
+    if (again) _exit(128 + signal_number);
+    interrupted = signal_number;
+}
+
+// start_process: no file takes the place of a closed standard descriptor, where messages go; and a
+// limit of file size is an error like others.
+static void start_process(void) {
+    for (int i = 0; i <= 2; i++)
+        if (fcntl(i, F_GETFD) < 0) open("/dev/null", O_RDWR);
+    signal(SIGXFSZ, SIG_IGN);
+}
+
 // fail: the only way this program fails: what happened, with the number or name that was wrong,
 // then what to do; exit status 2 for the command line, 1 for everything else.
 __attribute__((format(printf, 3, 4)))
@@ -97,6 +118,7 @@ _Noreturn static void fail(int status, const char *hint, const char *format, ...
         if (iscntrl((unsigned char)*p)) *p = '?';
     fflush(stdout);
     fprintf(stderr, "%slipgpt: %s; %s\n", fresh_line(), text, hint);
+    if (unfinished) unlink(unfinished);
     exit(status);
 }
 #define die(...) fail(1, __VA_ARGS__)
@@ -801,7 +823,7 @@ typedef struct { // every setting of the program; section 10 gives names, defaul
     Constraint constraint;
     double cap, cap_qk, cap_v, cap_o, cap_in, cap_out, cap_head, cap_embed, cap_bias;
     double spectral_decay, lipschitz;                         // the budget for K
-    int eval_every, sample_every, stop, tokens, windows;      // the rest
+    int eval_every, eval_windows, sample_every, stop, tokens, windows; // the rest
     double temperature;
 } Config;
 
@@ -813,7 +835,8 @@ static Config preset_config(Preset preset) {
                 .heads = 4, .blocks = 3, .context = 256, .mlp_ratio = 4, .softmax_scale = 1,
                 .steps = 2000, .lanes = 8, .momentum = 0.9, .beta2 = 0.95, .mass = 32,
                 .share_bias = 0.1, .cap_embed = 1, .cap_bias = 0.25, .spectral_decay = 0.01,
-                .sample_every = 500, .tokens = 500, .temperature = 0.8, .windows = 16};
+                .eval_windows = 512, .sample_every = 500, .tokens = 500, .temperature = 0.8,
+                .windows = 16};
     if (preset == PAPER) {
         c.batch = 64, c.eval_every = 100, c.lr = 0.5;
         c.activation = GELU, c.alpha = 0, c.attention_factor = 1.0 / 3; // alpha 0: 1/(2L)
@@ -1183,19 +1206,21 @@ static Span window_of(Span split, Protocol protocol, int context, int w) {
 
 typedef struct { double loss, accuracy, largest; } Score; // largest entry of the residual stream
 
-// evaluate: means over all windows of a split. seen (2L + 1) gets the largest norm of a token
-// before every layer and after the last.
-static Score evaluate(const Model *m, Workspace *spaces, Span split, Protocol protocol,
+// evaluate: means over the windows of a split, all or `most` of them, evenly spread (most 0: all).
+// seen (2L + 1) gets the largest norm of a token before every layer and after the last. A signal
+// cuts it short.
+static Score evaluate(const Model *m, Workspace *spaces, Span split, Protocol protocol, int most,
                       double *seen) {
     const Config *c = &m->config;
-    int L = c->blocks, d = c->width, windows = window_count(split, protocol, c->context);
-    int correct = 0, positions = 0;
+    int L = c->blocks, d = c->width, all = window_count(split, protocol, c->context);
+    int windows = most ? imin(most, all) : all, correct = 0, positions = 0, done = 0;
     double *losses = doubles((size_t)windows), largest = 0, loss = 0;
     memset(seen, 0, (2 * (size_t)L + 1) * sizeof(double));
     #pragma omp parallel for schedule(dynamic, 1) reduction(+ : correct, positions)
     for (int w = 0; w < windows; w++) {
+        if (interrupted) continue;
         Workspace *s = &spaces[omp_get_thread_num()];
-        Span window = window_of(split, protocol, c->context, w);
+        Span window = window_of(split, protocol, c->context, (int)((long long)all * w / windows));
         int T = (int)window.count;
         losses[w] = sequence_loss(m, s, window.tokens, window.tokens + 1, T, NULL, 1, &correct);
         positions += T;
@@ -1208,7 +1233,11 @@ static Score evaluate(const Model *m, Workspace *spaces, Span split, Protocol pr
             #pragma omp critical
             largest = max(largest, entry), seen[i] = max(seen[i], norm);
         }
+        #pragma omp critical
+        if (++done % 16 == 0 && isatty(2))
+            fprintf(stderr, "%svalidation: %d of %d windows", fresh_line(), done, windows);
     }
+    fputs(fresh_line(), stderr);
     for (int w = 0; w < windows; w++) loss += losses[w];
     free(losses);
     return (Score){loss / positions, (double)correct / positions, largest};
@@ -1830,6 +1859,27 @@ static int id_of(const Data *data, unsigned char byte) {
     return found ? (int)(found - data->symbols) : -1;
 }
 
+// How files begin that are no text, in letters of either case.
+static const struct { const char *start, *name; } foreign[] = {
+    {"\xa1\xd9\x34\x01", "a shard of uint32 tokens"}, {"\x93NUMPY", "a NumPy array"},
+    {"\x8a\xd8\x34\x01", "an evaluation set of llm.c"}, {"PK\3\4", "a zip archive"},
+    {"\xc6\xd7\x34\x01", "a model of llm.c"}, {"\x1f\x8b", "a gzip file"},
+    {"\xc7\xd7\x34\x01", "a state of llm.c"}, {"\x28\xb5\x2f\xfd", "a zstd file"},
+    {"\xc8\xd7\x34\x01", "a tokenizer of llm.c"}, {"\xfd\x37zXZ", "an xz file"},
+    {"PAR1\x15", "a Parquet file"}, {"%PDF-", "a PDF"}, {"<!doctype", "an HTML page"},
+    {"<html", "an HTML page"}, {"<head", "an HTML page"}};
+
+// refuse_foreign: the bytes of a file, behind which stands a 0, are text or a shard, or death.
+static void refuse_foreign(const char *path, const char *bytes, size_t size) {
+    const char *start = bytes + strspn(bytes, " \t\r\n\xef\xbb\xbf"), *name = NULL;
+    uint64_t length = UINT64_MAX; // of a safetensors header
+    if (size > 8 && bytes[8] == '{') memcpy(&length, bytes, 8);
+    if (length < size) name = "a safetensors file";
+    for (size_t i = 0; i < sizeof foreign / sizeof *foreign; i++)
+        if (!strncasecmp(start, foreign[i].start, strlen(foreign[i].start))) name = foreign[i].name;
+    if (name) die("give text, or a shard of uint16 tokens", "%s is %s, not text", path, name);
+}
+
 // load_data: a text or a shard, for a new model or for a trained one, whose vocabulary is `known`.
 #define SHARD_MAGIC 20240520
 static Data load_data(const char *path, int context, const Data *known) {
@@ -1838,6 +1888,7 @@ static Data load_data(const char *path, int context, const Data *known) {
     bool seen[256] = {0};
     size_t size;
     unsigned char *bytes = read_file(path, &size, "run prepare_data.py, or give --data FILE");
+    refuse_foreign(path, (char *)bytes, size);
     if (size >= sizeof header) memcpy(header, bytes, sizeof header);
     Data data = {.fingerprint = 0xcbf29ce484222325u, .is_text = header[0] != SHARD_MAGIC};
     if (known && known->is_text != data.is_text)
@@ -1873,6 +1924,8 @@ static Data load_data(const char *path, int context, const Data *known) {
             "windows of context %d + 1 and a validation split need", path, data.count, context);
     if (data.vocabulary < 2)
         die("give a text with at least two", "%s has a single distinct byte", path);
+    if (data.is_text && seen[0]) // for instance nanoGPT's tokens, which have no header
+        fprintf(stderr, "%s looks binary, with its NUL bytes; it is taken as text\n", path);
     if (known) memcpy(data.symbols, known->symbols, sizeof data.symbols);
     if (known) data.vocabulary = known->vocabulary;
     return data;
@@ -1887,7 +1940,7 @@ enum { TRAIN = 1, EVAL = 2, CERTIFY = 4, SAMPLE = 8, // the commands that take i
        SAVED = 16,    // goes into the checkpoint
        AGAIN = 32,    // may be given when a run is resumed
        BUDGETED = 64, // a cap: not beside --lipschitz, which chooses them
-       LATER = 128,   // files of the format "lipgpt 3" may lack it: it is then as in preset tight
+       LATER = 128,   // checkpoints were written without it: there it is 0, which means as before
        KEPT = TRAIN | SAVED };
 
 typedef struct {
@@ -1930,6 +1983,7 @@ static const Option options[] = {
     INT("tokens", tokens, 0, 1e9, KEPT | SAMPLE, "length of a sample"),
     NUM("temperature", temperature, 0, 1e3, KEPT | SAMPLE, "of its draws; 0 = the likeliest"),
     INT("eval-every", eval_every, 1, 1e9, KEPT, "steps between reports"),
+    INT("eval-windows", eval_windows, 0, 1e9, KEPT | LATER, "windows of a report; 0 = all"),
     INT("sample-every", sample_every, 0, 1e9, KEPT, "steps between samples; 0 = none"),
     INT("windows", windows, 0, 1e9, CERTIFY, "windows of --data to certify"),
     GROUP("network"),
@@ -2087,53 +2141,73 @@ static Config new_settings(const char **value) {
 #define DTYPE (sizeof(float) == 4 ? "F32" : "F64") // `make double` writes doubles
 #define REFETCH "give a checkpoint that lipgpt wrote, or fetch the file again"
 
-// open_file: path.tmp for writing, with the directories that its name needs, or death.
+// folder_of: the folder of a path, which may be named in many ways; returns the name in it.
+static const char *folder_of(const char *path, char folder[PATH_SIZE + 8]) {
+    const char *slash = strrchr(path, '/');
+    int length = slash ? (int)(slash - path) + 1 : 1;
+    snprintf(folder, PATH_SIZE + 8, "%.*s", length, slash ? path : ".");
+    return slash ? slash + 1 : path;
+}
+
+static bool same_inode(const char *a, const char *b) {
+    struct stat x, y;
+    return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_ino == y.st_ino && x.st_dev == y.st_dev;
+}
+
+// same_file: whether two paths name one file, through links, too, or would if it were written.
+static bool same_file(const char *a, const char *b) {
+    char folders[2][PATH_SIZE + 8];
+    bool alike = !strcmp(folder_of(a, folders[0]), folder_of(b, folders[1]));
+    return same_inode(a, b) || (alike && same_inode(folders[0], folders[1]));
+}
+
+// open_file: a temporary of our own beside path, with the directories that path needs, or death.
+// Nobody else writes to it, and no file that is there is touched.
 static FILE *open_file(const char *path) {
-    char copy[PATH_SIZE + 32];
+    static char temporary[PATH_SIZE + 32];
     struct stat status;
-    snprintf(copy, sizeof copy, "%s.tmp", path);
-    for (char *p = strchr(copy + 1, '/'); p; p = strchr(p + 1, '/')) {
+    mode_t mask = umask(0);
+    umask(mask);
+    snprintf(temporary, sizeof temporary, "%s.tmp.XXXXXX", path);
+    for (char *p = strchr(temporary + 1, '/'); p; p = strchr(p + 1, '/')) {
         *p = 0;
-        if (mkdir(copy, 0777) != 0 && errno != EEXIST)
-            die("choose another place", "cannot make the directory %s: %s", copy, strerror(errno));
+        if (mkdir(temporary, 0777) != 0 && errno != EEXIST)
+            die("choose another place", "cannot make the directory %s: %s", temporary,
+                strerror(errno));
         *p = '/';
     }
     if (stat(path, &status) == 0 && !S_ISREG(status.st_mode))
         die("choose another place", "%s is not a regular file", path);
-    FILE *file = fopen(copy, "w");
-    if (!file) die("choose another place", "cannot write %s: %s", copy, strerror(errno));
+    int descriptor = mkstemp(temporary);
+    FILE *file = descriptor < 0 ? NULL : fdopen(descriptor, "w");
+    if (!file) die("choose another place", "cannot write %s: %s", path, strerror(errno));
+    unfinished = temporary;
+    fchmod(descriptor, 0666 & ~mask);
     return file;
 }
 
-// finish_file: path.tmp is complete and becomes path, still open: whatever happens, path is never
-// half written.
+// finish_file: the temporary is complete and becomes path, still open: whatever happens, path is
+// never half written. Its folder is synced, too, where the system can do that.
 static void finish_file(FILE *file, const char *path) {
-    char temporary[PATH_SIZE + 32];
-    snprintf(temporary, sizeof temporary, "%s.tmp", path);
-    if (fflush(file) == 0 && !ferror(file) && fsync(fileno(file)) == 0 &&
-        rename(temporary, path) == 0)
-        return;
-    int reason = errno;
-    remove(temporary);
-    die("make room, or choose another place", "cannot write %s: %s", path, strerror(reason));
+    char folder[PATH_SIZE + 8];
+    if (fflush(file) != 0 || ferror(file) || fsync(fileno(file)) != 0 ||
+        rename(unfinished, path) != 0)
+        die("make room, or choose another place", "cannot write %s: %s", path, strerror(errno));
+    unfinished = NULL;
+    folder_of(path, folder);
+    int descriptor = open(folder, O_RDONLY);
+    fsync(descriptor), close(descriptor);
 }
 
-// check_writable: that a file can be written later on.
-static void check_writable(const char *path) {
-    char temporary[PATH_SIZE + 32];
-    snprintf(temporary, sizeof temporary, "%s.tmp", path);
-    fclose(open_file(path)), remove(temporary);
-}
-
-// check_distinct: that no file which is to be written is another one that is read or written.
-static void check_distinct(const char *const *paths, int count) {
-    struct stat a, b;
-    for (int i = 0; i < count; i++)
+// check_places: that the paths from `written` on can be written later on, and none is another one.
+static void check_places(const char *const *paths, int written, int count) {
+    for (int i = written; i < count; i++) {
+        fclose(open_file(paths[i])), unlink(unfinished);
+        unfinished = NULL;
         for (int j = 0; j < i; j++)
-            if (!strcmp(paths[i], paths[j]) ||
-                (stat(paths[i], &a) == 0 && stat(paths[j], &b) == 0 && a.st_ino == b.st_ino &&
-                 a.st_dev == b.st_dev))
+            if (same_file(paths[i], paths[j]))
                 die("give each its own name", "%s and %s are one file", paths[j], paths[i]);
+    }
 }
 
 // Array: (rows, cols) numbers, in memory and at bytes [begin, end) of a file's data.
@@ -2270,7 +2344,7 @@ static File open_tensors(const char *path) {
 }
 
 // metadata_of: a value of the metadata; `older`, or NULL, is its name in the format "lipgpt 2".
-static const char *metadata_of(const File *f, const char *key, const char *older) {
+static char *metadata_of(const File *f, const char *key, const char *older) {
     static char text[2 * PATH_SIZE];
     const char *value = find(f, f->header, f->end, key);
     if (!value && older) value = find(f, f->header, f->end, older);
@@ -2333,30 +2407,85 @@ static void load_arrays(const File *f, const Model *m) {
     free(arrays);
 }
 
-typedef struct { int step; Rng rng; uint64_t fingerprint; } Progress; // of a run, and its data
+// Progress: of a run, with its data's fingerprint and the loss of its last step.
+typedef struct { int step; Rng rng; uint64_t fingerprint; double train_loss; } Progress;
+
+// is_utf8: whether JSON can hold a text as it is (RFC 3629).
+static bool is_utf8(const char *text) {
+    for (const unsigned char *p = (const unsigned char *)text; *p; p++) {
+        int more = (*p >= 0xc2) + (*p >= 0xe0) + (*p >= 0xf0); // bytes that follow, from 0x80 on
+        int low = *p == 0xe0 ? 0xa0 : *p == 0xf0 ? 0x90 : 0x80;
+        int high = *p == 0xed ? 0x9f : *p == 0xf4 ? 0x8f : 0xbf;
+        if (*p >= 0x80 && (more == 0 || *p > 0xf4 || p[1] < low || p[1] > high)) return false;
+        for (; more > 0; more--)
+            if (*++p >> 6 != 2) return false;
+    }
+    return true;
+}
+
+// write_run: the metadata that all checkpoints of a run begin with. The format's number rises when
+// a meaning changes; a new setting is listed, and refused where it is not known; other metadata,
+// perhaps another program's, may be left unread.
+static void write_run(FILE *text, const Config *config, uint64_t fingerprint) {
+    char value[PATH_SIZE];
+    fprintf(text, "\"format\":\"lipgpt 3\",\"settings\":\"");
+    for (const Option *o = options; o < options + OPTIONS; o++)
+        if (o->use & SAVED) fprintf(text, "%s ", o->name);
+    for (const Option *o = options; o < options + OPTIONS; o++) {
+        if (!(o->use & SAVED)) continue;
+        value_of(value, o, config, 17);
+        fprintf(text, "\",\"%s\":\"", o->name);
+        bool whole = is_utf8(value); // or it can only be told about, and is given again with --data
+        for (const char *q = value; *q; q++) {
+            int c = (unsigned char)*q >= 0x80 && !whole ? '?' : (unsigned char)*q;
+            fprintf(text, c < 32 || c == '"' || c == '\\' ? "\\u%04x" : "%c", c);
+        }
+    }
+    fprintf(text, "\",\"data_fingerprint\":\"%llu\",", (unsigned long long)fingerprint);
+}
+
+// is_of_run: whether there is a file, and it is a checkpoint of this run.
+static bool is_of_run(const char *path, const Config *c, uint64_t fingerprint) {
+    char *mine;
+    size_t size;
+    if (access(path, F_OK) != 0) return false;
+    unsigned char *bytes = read_file(path, &size, "choose another --out");
+    FILE *text = open_memstream(&mine, &size);
+    if (!text) die("free some memory", "cannot read %s: %s", path, strerror(errno));
+    write_run(text, c, fingerprint), fclose(text);
+    bool alike = strstr((char *)bytes + 8, mine); // behind the length of the header
+    free(bytes), free(mine);
+    return alike;
+}
+
+// keep: a file of another run, whatever it is, stays under another name, one that is free.
+static void keep(const char *path) {
+    char old[PATH_SIZE + 32];
+    int number = 2;
+    snprintf(old, sizeof old, "%s.old", path);
+    if (access(path, F_OK) != 0) return;
+    while (link(path, old) != 0) {
+        if (errno != EEXIST) die("move it away", "cannot keep %s: %s", path, strerror(errno));
+        if (same_inode(path, old)) break; // kept before, by a run that saved nothing
+        snprintf(old, sizeof old, "%s.old%d", path, number++);
+    }
+    fprintf(stderr, "%s is of another run; it is kept as %s\n", path, old);
+}
 
 // checkpoint_save: weights, momenta, settings, vocabulary, progress and certificate.
 static void checkpoint_save(const char *path, const Model *m, const Data *data, const Progress *p,
                             const Certificate *k) {
-    char *metadata, value[PATH_SIZE];
+    char *metadata;
     size_t length;
     int count;
     FILE *text = open_memstream(&metadata, &length);
     if (!text) die("free some memory", "cannot save %s: %s", path, strerror(errno));
-    for (const Option *o = options; o < options + OPTIONS; o++) {
-        if (!(o->use & SAVED)) continue;
-        value_of(value, o, &m->config, 17);
-        fprintf(text, "\"%s\":\"", o->name);
-        for (const char *q = value; *q; q++)
-            fprintf(text, (unsigned char)*q < 32 || *q == '"' || *q == '\\' ? "\\u%04x" : "%c", *q);
-        fprintf(text, "\",");
-    }
-    fprintf(text, "\"format\":\"lipgpt 3\",\"step\":\"%d\",\"rng\":\"%llu\","
-            "\"data_fingerprint\":\"%llu\",\"certificate_log10\":\"%.9g\","
+    write_run(text, &m->config, p->fingerprint);
+    fprintf(text, "\"step\":\"%d\",\"rng\":\"%llu\",\"certificate_log10\":\"%.9g\","
             "\"paper_bound_log10\":\"%.9g\",\"constrained\":\"%d\",\"vocabulary_size\":\"%d\","
-            "\"vocabulary\":\"", p->step, (unsigned long long)p->rng.state,
-            (unsigned long long)p->fingerprint, k->log10_sound, k->log10_paper,
-            is_constrained(&m->config), data->vocabulary);
+            "\"train_loss\":\"%.17g\",\"vocabulary\":\"", p->step,
+            (unsigned long long)p->rng.state, k->log10_sound, k->log10_paper,
+            is_constrained(&m->config), data->vocabulary, p->train_loss);
     if (data->is_text)
         for (int i = 0; i < data->vocabulary; i++) fprintf(text, "%02x", data->symbols[i]);
     fprintf(text, "\""), fclose(text);
@@ -2392,17 +2521,27 @@ static Model *checkpoint_load(const char *path, bool to_train, Data *vocabulary,
     if (strcmp(format, "lipgpt 2") && strcmp(format, "lipgpt 3"))
         die(REFETCH, "%s: format %s, expected lipgpt 2 or 3", path, format);
     snprintf(source, sizeof source, "%s: ", path);
+    char *name = find(&f, f.header, f.end, "settings") ? metadata_of(&f, "settings", NULL) : NULL;
+    for (name = name ? strtok(name, " ") : NULL; name; name = strtok(NULL, " ")) {
+        const Option *o = options;
+        while (o < options + OPTIONS && strcmp(o->name, name)) o++;
+        if (o == options + OPTIONS)
+            die("use the lipgpt that wrote it, or a newer one", "%ssetting %s is not known here",
+                source, name);
+    }
     for (const Option *o = options; o < options + OPTIONS; o++) {
         const char *older = o->offset == AT(alpha) ? "residual"
                             : o->offset == AT(momentum) ? "beta" : NULL;
-        bool lacking = o->use & LATER && !find(&f, f.header, f.end, o->name);
-        if (o->use & SAVED && !lacking)
-            set_option(&c, o, metadata_of(&f, o->name, older), source, 1);
+        bool lacks = o->use & LATER && !find(&f, f.header, f.end, o->name);
+        if (o->use & SAVED)
+            set_option(&c, o, lacks ? "0" : metadata_of(&f, o->name, older), source, 1);
     }
     *vocabulary = read_vocabulary(&f);
     progress->step = (int)metadata_number(&f, "step", INT_MAX);
     progress->rng.state = metadata_number(&f, "rng", UINT64_MAX);
     progress->fingerprint = metadata_number(&f, "data_fingerprint", UINT64_MAX);
+    bool known = find(&f, f.header, f.end, "train_loss"); // older files have none
+    progress->train_loss = known ? strtod(metadata_of(&f, "train_loss", NULL), NULL) : NAN;
     c.vocabulary = vocabulary->vocabulary;
     if (!to_train) c.batch = 1; // no gradients are needed: one lane
     config_check(&c, 1);
@@ -2429,8 +2568,9 @@ typedef struct { // everything that a command holds; it ends with the process
     Certificate certificate;
     double *seen;      // (2L + 1), the largest norm before every layer and after the last, on data
     float *lanes;      // gradients, see batch_gradient
-    int first, reported; // the steps at the start and at the last report
-    double began, train_loss;
+    int first, logged; // the steps at the start and in the last row of the log
+    int part;          // windows that a report validates, 0 = all
+    double began;
 } Run;
 
 // run_create: takes over m and data; run_free gives all back and returns the exit status.
@@ -2448,12 +2588,13 @@ static int run_free(Run *r, int status) {
     return status;
 }
 
-// print_results: the bounds and, with data, loss and accuracy, as name<TAB>value.
+// print_results: bounds and, with data, loss and accuracy, as name<TAB>value; after a signal, none.
 static void print_results(const Run *r, bool with_data) {
     double sound = r->certificate.log10_sound, paper = r->certificate.log10_paper;
     if (with_data) {
-        Score slice = evaluate(r->m, r->spaces, r->data.validation, PAPER_SLICE, r->seen);
-        Score full = evaluate(r->m, r->spaces, r->data.validation, FULL_SPLIT, r->seen);
+        Score slice = evaluate(r->m, r->spaces, r->data.validation, PAPER_SLICE, 0, r->seen);
+        Score full = evaluate(r->m, r->spaces, r->data.validation, FULL_SPLIT, 0, r->seen);
+        if (interrupted) return;
         printf("full_loss\t%.4f\nfull_accuracy\t%.4f\n", full.loss, full.accuracy);
         printf("slice_loss\t%.4f\nslice_accuracy\t%.4f\n", slice.loss, slice.accuracy);
         printf("largest_activation\t%.4g\n", full.largest);
@@ -2474,9 +2615,10 @@ static void write_sample(FILE *file, const Run *r, const Config *settings) {
     Rng rng = {(uint64_t)settings->seed};
     for (int n = 0; n < given; n++)
         if (id_of(&r->data, (unsigned char)prompt[n]) < 0)
-            die("use the characters of its training text",
+            die(r->data.is_text ? "use the characters of its training text"
+                : "leave it out: this model was trained on token numbers, and writes them",
                 "byte %d of --prompt is not known to the model", (unsigned char)prompt[n]);
-    for (int n = 0; n < length + settings->tokens; n++) {
+    for (int n = 0; n < length + settings->tokens && !interrupted; n++) {
         int token = id_of(&r->data, (unsigned char)(n < given ? prompt[n] : '\n'));
         if (token < 0) token = 0;
         if (n >= length) {
@@ -2497,54 +2639,67 @@ static void write_sample(FILE *file, const Run *r, const Config *settings) {
     free(window);
 }
 
-// open_log: a new log with its header, or the old one up to the step that is resumed.
-static FILE *open_log(const char *path, int resumed_step) {
+// open_log: a new log with its header, or the old one up to the step that is resumed. Its columns
+// say whether it is the full split that reports validate, or a part.
+static FILE *open_log(Run *r) {
+    const Config *c = &r->m->config;
     char line[1024];
-    FILE *old = resumed_step ? fopen(path, "r") : NULL;
-    if (!old && resumed_step && errno != ENOENT)
-        die("give another --log", "cannot read %s to go on with it: %s", path, strerror(errno));
-    FILE *log = open_file(path);
-    fputs("step\ttokens\ttrain_loss\tfull_loss\tfull_accuracy\tcertificate\tpaper_bound\t"
-          "largest_activation\tlargest_norm_over_cap\tlr\tseconds\n", log);
+    FILE *old = r->first ? fopen(c->log, "r") : NULL;
+    if (!old && r->first && errno != ENOENT)
+        die("give another --log", "cannot read %s to go on with it: %s", c->log, strerror(errno));
+    if (c->eval_windows < window_count(r->data.validation, FULL_SPLIT, c->context))
+        r->part = c->eval_windows;
+    FILE *log = open_file(c->log);
+    const char *split = r->part ? "part" : "full";
+    fprintf(log, "step\ttokens\ttrain_loss\t%s_loss\t%s_accuracy\tcertificate\tpaper_bound\t"
+            "largest_activation\tlargest_norm_over_cap\tlr\tseconds\n", split, split);
     while (old && fgets(line, sizeof line, old))
-        if (isdigit((unsigned char)*line) && strchr(line, '\n') && atoi(line) <= resumed_step)
+        if (isdigit((unsigned char)*line) && strchr(line, '\n') && atoi(line) <= r->first) {
             fputs(line, log);
+            r->logged = atoi(line);
+        }
     if (old) fclose(old);
-    finish_file(log, path);
+    finish_file(log, c->log);
     return log;
 }
 
 // show_progress: what a terminal redraws after every step, and what follows each report.
 static void show_progress(const Run *r, const char *after) {
     const Config *c = &r->m->config;
-    double pace = (seconds() - r->began) / (r->progress.step - r->first); // seconds per step
+    int steps = r->progress.step - r->first; // 0 where a run only finishes
+    double pace = (seconds() - r->began) / max(1, steps); // seconds per step
     long long left = (long long)(pace * (c->steps - r->progress.step));
     fprintf(stderr, "%s%d/%d  train %.4f  %.0f tokens/s  ETA %lld:%02lld:%02lld%s", fresh_line(),
-            r->progress.step, c->steps, r->train_loss, (double)c->batch * c->context / pace,
-            left / 3600, left / 60 % 60, left % 60, after);
+            r->progress.step, c->steps, r->progress.train_loss,
+            (steps > 0) * c->batch / pace * c->context, left / 3600, left / 60 % 60, left % 60,
+            after);
 }
 
 #define BUG "report this as a bug"
-// report: validation, both bounds, one line of the log, a checkpoint.
+// report: a checkpoint first, because validation may take long; then one line of the log, unless it
+// is there already. After a signal the checkpoint is enough: the run that goes on writes the line.
 static void report(Run *r, FILE *log) {
     const Config *c = &r->m->config;
     int step = r->progress.step;
-    char text[256];
-    Score full = evaluate(r->m, r->spaces, r->data.validation, FULL_SPLIT, r->seen);
+    char text[256], part[64] = "";
     certify(r->m, &r->certificate);
     check_promise(r->m, &r->certificate, step, BUG);
+    checkpoint_save(c->out, r->m, &r->data, &r->progress, &r->certificate);
+    if (r->logged == step) return;
+    Score score = evaluate(r->m, r->spaces, r->data.validation, FULL_SPLIT, r->part, r->seen);
+    if (interrupted) return;
     const char *K = show_bound(r->certificate.log10_sound);
     const char *paper = show_bound(r->certificate.log10_paper);
     fprintf(log, "%d\t%.0f\t%.4f\t%.4f\t%.4f\t%s\t%s\t%.4g\t%.6f\t%.6g\t%.1f\n", step,
-            (double)step * c->batch * c->context, r->train_loss, full.loss, full.accuracy, K, paper,
-            full.largest, norm_over_cap(r->m), c->lr * (1 - (step - 1.0) / c->steps),
-            seconds() - r->began);
+            (double)step * c->batch * c->context, r->progress.train_loss, score.loss,
+            score.accuracy, K, paper, score.largest, norm_over_cap(r->m),
+            c->lr * (1 - (step - 1.0) / c->steps), seconds() - r->began);
     if (fflush(log) != 0) die("make room on the disk", "cannot write the log: %s", strerror(errno));
-    checkpoint_save(c->out, r->m, &r->data, &r->progress, &r->certificate);
-    snprintf(text, sizeof text, "  validation %.4f (%.2f %%)  certificate %s  paper's bound %s\n",
-             full.loss, 100 * full.accuracy, K, paper);
+    if (r->part) snprintf(part, sizeof part, " on %d windows", r->part);
+    snprintf(text, sizeof text, "  validation %.4f (%.2f %%)%s  certificate %s  paper's bound %s\n",
+             score.loss, 100 * score.accuracy, part, K, paper);
     show_progress(r, text);
-    r->reported = step;
+    r->logged = step;
 }
 
 // new_run: a fresh model, of the preset and what was given.
@@ -2555,7 +2710,7 @@ static Run new_run(const char **value) {
     if (c.lipschitz > 0) apply_budget(&c);
     config_check(&c, 2);
     Model *m = model_create(&c);
-    Progress progress = {0, {(uint64_t)c.seed}, data.fingerprint};
+    Progress progress = {0, {(uint64_t)c.seed}, data.fingerprint, 0};
     model_init(m, &progress.rng);
     return run_create(m, data, progress);
 }
@@ -2571,67 +2726,90 @@ static Run resumed_run(const char *path, const char **value) {
     Run r = run_create(m, load_data(c->data, c->context, &known), progress);
     if (r.data.fingerprint != progress.fingerprint)
         die("give the same file with --data", "%s is not the text of the run", c->data);
-    if (progress.step >= c->steps || (c->stop && progress.step >= c->stop))
-        die("give more --steps, or a later --stop", "%s is at step %d of %d already", path,
-            progress.step, progress.step >= c->steps ? c->steps : c->stop);
+    int end = c->stop && progress.step < c->steps ? c->stop - 1 : c->steps; // its end is repeated
+    if (progress.step > end)
+        die("give more --steps, or a later --stop", "%s is at step %d already", path,
+            progress.step);
     certify(m, &r.certificate);
     check_promise(m, &r.certificate, progress.step, REFETCH);
     return r;
 }
 
-static volatile sig_atomic_t interrupted;
-static void on_interrupt(int signal_number) { interrupted = signal_number; }
+// quote_of: what a shell wants around a path.
+static const char *quote_of(const char *path) {
+    if (strchr(path, '\'')) return "\"";
+    return strpbrk(path, " \t\n\"\\$`&;|<>()[]{}*?!#~") ? "'" : "";
+}
 
-// command_train: steps to the end, to --stop or to Ctrl-C, with reports between; then the results.
+// command_train: steps to the end, --stop or a signal, with reports between; then the results.
 static int command_train(const char **value, int command) {
     (void)command;
     const char *resumed = given(value, AT(resume));
     Run r = resumed ? resumed_run(resumed, value) : new_run(value);
     const Config *c = &r.m->config;
-    struct sigaction action = {.sa_handler = on_interrupt}; // a second Ctrl-C stops at once
-    action.sa_flags = SA_RESTART | (int)SA_RESETHAND;
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
     char path[PATH_SIZE + 8];
     snprintf(path, sizeof path, "%s.txt", c->out);
-    check_distinct((const char *const[]){c->data, c->out, path, c->log}, 4);
-    check_writable(c->out), check_writable(path); // not after hours
-    FILE *log = open_log(c->log, r.first);
+    bool over = resumed && same_file(resumed, c->out); // it goes on in its own file
+    const char *from = resumed && !over ? resumed : c->data;
+    check_places((const char *const[]){c->data, from, c->out, path, c->log}, 2, 5);
+    if (!over && !is_of_run(c->out, c, r.data.fingerprint)) {
+        keep(c->out), keep(path);
+        if (!resumed) keep(c->log);
+    }
+    FILE *log = open_log(&r);
     fprintf(stderr, "%zu parameters, %d threads, %d lanes; %s: %zu tokens, vocabulary %d\n",
             r.m->size, omp_get_max_threads(), lanes_of(c), c->data, r.data.count, c->vocabulary);
     if (!is_constrained(c))
         fprintf(stderr, "not constrained: the certificate will measure, not guarantee\n");
-    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGINT, &action, NULL), sigaction(SIGTERM, &action, NULL);
+    if (signal(SIGHUP, SIG_IGN) != SIG_IGN) sigaction(SIGHUP, &action, NULL); // no nohup
+    signal(SIGPIPE, SIG_IGN); // whoever read the progress is gone: the run goes on
     int step = r.first, end = c->stop && c->stop < c->steps ? c->stop : c->steps;
-    while (step < end && !interrupted) {
-        r.train_loss = train_step(r.m, r.spaces, r.data.train, &r.progress.rng, step, r.lanes);
+    if (step > 0 && (step % c->eval_every == 0 || step == end)) report(&r, log); // what is missing
+    bool stopped = interrupted, finished = false;
+    while (step < end && !stopped) {
+        r.progress.train_loss = train_step(r.m, r.spaces, r.data.train, &r.progress.rng, step,
+                                           r.lanes);
         step = ++r.progress.step;
 #ifdef CHECK_EVERY_STEP
         certify(r.m, &r.certificate);
         check_promise(r.m, &r.certificate, step, BUG);
 #endif
         if (isatty(2)) show_progress(&r, "");
-        if (step % c->eval_every == 0 || step == end) report(&r, log);
-        if (c->sample_every && step % c->sample_every == 0 && step < end)
+        if (step % c->eval_every == 0 || step == end || interrupted) {
+            report(&r, log);
+            stopped = interrupted; // never without a checkpoint of this step
+        }
+        if (c->sample_every && step % c->sample_every == 0 && step < end && !stopped)
             fputs(fresh_line(), stderr), write_sample(stderr, &r, c);
     }
-    if (r.reported != step && step > r.first) report(&r, log);
     fclose(log);
-    if (step < c->steps) {
-        fprintf(stderr, "stopped at step %d of %d; go on with: ./lipgpt train --resume %s --log "
-                "%s\n", step, c->steps, c->out, c->log);
-        return run_free(&r, step < end ? 130 : 0);
+    if (step == c->steps) print_results(&r, true);
+    if (step == c->steps && !interrupted) {
+        FILE *sample = open_file(path);
+        write_sample(sample, &r, c);
+        finished = !interrupted;
+        if (finished) finish_file(sample, path);
+        fclose(sample);
     }
-    print_results(&r, true);
-    FILE *sample = open_file(path);
-    write_sample(sample, &r, c);
-    finish_file(sample, path), fclose(sample);
-    printf("checkpoint\t%s\nsample\t%s\nlog\t%s\n", c->out, path, c->log);
-    return run_free(&r, 0);
+    if (finished) printf("checkpoint\t%s\nsample\t%s\nlog\t%s\n", c->out, path, c->log);
+    else fprintf(stderr, "stopped at step %d of %d; go on with: ./lipgpt train --resume %s%s%s "
+                 "--log %s%s%s\n", step, c->steps, quote_of(c->out), c->out, quote_of(c->out),
+                 quote_of(c->log), c->log, quote_of(c->log));
+    if (unfinished) unlink(unfinished);
+    return run_free(&r, !finished && interrupted ? 128 + interrupted : 0);
 }
 
-// print_predictions: certified shares, on --windows windows.
+// print_predictions: certified shares, on --windows windows; or why there are none.
+enum { MOST_SYMBOLS = 4096 }; // a distance for every pair of them
 enum { LEVELS = 7 }; // of eps, for certificates and attacks
 static const double levels[LEVELS] = {0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5};
 static void print_predictions(Run *r, int windows) {
+    if (r->m->config.vocabulary > MOST_SYMBOLS) {
+        printf("\nnote\tmore than %d symbols: certified predictions are left out\n", MOST_SYMBOLS);
+        return;
+    }
     double *distances = head_distances(r->m);
     Span split = r->data.validation;
     windows = imin(windows, window_count(split, FULL_SPLIT, r->m->config.context));
@@ -2663,8 +2841,7 @@ static int command_use(const char **value, int command) {
     print_results(&r, path != NULL);
     print_norms(m);
     print_layers(m, &r.certificate, path ? r.seen : NULL);
-    if (command == CERTIFY && path && settings.windows && m->config.vocabulary <= 4096) // (V, V)
-        print_predictions(&r, settings.windows);
+    if (command == CERTIFY && path && settings.windows) print_predictions(&r, settings.windows);
     return run_free(&r, 0);
 }
 
@@ -2706,6 +2883,7 @@ static _Noreturn void usage(const char *only, int status) {
 int main(int argc, char **argv) {
     const char *value[OPTIONS] = {NULL};
     int k = 0;
+    start_process();
     if (argc < 2) usage(NULL, 2);
     while (k < 4 && strcmp(argv[1], commands[k].name)) k++;
     for (int i = 1; i < argc; i++)

@@ -2330,7 +2330,7 @@ static void test_resume(void) {
     gives(2, "--lr", "train --resume part.st --lr 1");
     gives(2, "--context", "train --resume part.st --context=8");
     gives(1, "other", "train --resume part.st --data other");
-    gives(1, "step 20 of 20", "train --resume end.st");
+    gives(1, "step 20 already", "train --resume end.st --steps 19");
     gives(1, "none.st", "train --resume none.st");
 }
 
@@ -2372,8 +2372,8 @@ static void test_options(void) {
         "--spectral-decay 0.125 --mass 16 --weight-decay 0.0625 --share-embed 2 --share-head 3 "
         "--share-bias 0.5 --share-growth 8 --cap-qk 0.5 --cap-v 0.75 --cap-o 1.25 --cap-in 1.5 "
         "--cap-out 1.75 --cap-head 2.5 --cap-embed 0.875 --cap-bias 0.375 --lipschitz 0 --lanes 2 "
-        "--seed 11 --eval-every 2 --sample-every 3 --tokens 7 --temperature 0.5 --cap 3 --out o.st "
-        "--log o.log --stop 0 ";
+        "--seed 11 --eval-every 2 --eval-windows 5 --sample-every 3 --tokens 7 --temperature 0.5 "
+        "--cap 3 --out o.st --log o.log --stop 0 ";
     char option[80], value[64];
     gives(0, "o.st", "%s", line);
     gives(0, "", "train --help");
@@ -2457,6 +2457,499 @@ static void test_fast_math(void) {
     says("-ffast-math let");
 }
 
+// --- Nothing lost. temporaries: how many files of a folder begin so and are being written.
+static int temporaries(const char *folder, const char *start) {
+    int count = 0;
+    char wanted[256];
+    snprintf(wanted, sizeof wanted, "%s.tmp.", start);
+    DIR *all = opendir(folder);
+    for (struct dirent *entry; all && (entry = readdir(all));)
+        count += !strncmp(entry->d_name, wanted, strlen(wanted));
+    if (all) closedir(all);
+    return count;
+}
+
+static void copy(const char *from, const char *to) {
+    size_t n = 0;
+    char *bytes = contents(from, &n);
+    put(to, bytes, bytes ? n : 0), free(bytes);
+}
+
+// What a command reads is never what it writes, however it is called; what only looks like a
+// temporary of ours is left alone; and no file is written that nobody asked for.
+static void test_own_files(void) {
+    #define BRIEF "train --preset paper " SHAPE "--lr 0.1 --sample-every 0 --steps 2 --tokens 9 "
+    static const struct { const char *line, *reason; } refusals[] = {
+        {BRIEF "--data text --out own/a --log own/./a", "one file"},
+        {BRIEF "--data text --out own/a --log ./own/a.txt", "one file"},
+        {BRIEF "--data text --out own/new/a --log own/new/../new/a", "one file"},
+        {BRIEF "--data text --out own/a --log same/a", "one file"},
+        {BRIEF "--data own/c --out own/d --log ./own/c", "one file"},
+        {BRIEF "--data own/c.txt --out own/c", "one file"},
+        {BRIEF "--data own/c --out hard --log own/l", "one file"},
+        {BRIEF "--data own/c --out soft --log own/l", "one file"},
+        {"train --resume own/r --out own/y --log own/r", "one file"},
+        {"train --resume own/r --out own/y --log ./own/../own/r", "one file"},
+        {"train --resume own/r --log own/r", "one file"},
+        {"train --resume own/s.txt --out own/s --log own/l", "one file"},
+        {"train --resume own/r --data own/y --out own/y --log own/l", "one file"},
+        {"search --model own/r --search-steps 1 --pair same/r", "one file"},
+        {"search --model own/r --data own/c --search-steps 1 --pair own/./c", "one file"},
+    };
+    static const struct { const char *line; bool kept; } runs[] = {
+        {BRIEF "--data own/c.tmp --out own/c --log own/l", true},
+        {BRIEF "--data own/c.tmp --out own/d --log own/c", true},
+        {"search --model own/p.tmp --search-steps 1 --pair own/p", true},
+    };
+    struct stat status;
+    gives(0, "", "train " NET "--steps 4 --stop 2 --out own/r --log own/l");
+    expect(!symlink("own", "same") && !link("own/l", "hard"));
+    copy("text", "own/c"), copy("text", "own/c.txt"), copy("text", "own/y");
+    copy("text", "own/c.tmp"), copy("own/r", "own/s.txt"), copy("own/r", "own/p.tmp");
+    remove("hard"), expect(!link("own/c", "hard") && !symlink("own/c", "soft"));
+    copy("own/r", "r.kept");
+    for (size_t i = 0; i < LENGTH(refusals); i++) {
+        if (!searcher && *refusals[i].line == 's') continue;
+        gives(1, refusals[i].reason, "%s", refusals[i].line);
+        expect(same("own/r", "r.kept") && same("own/s.txt", "r.kept") && same("own/c", "text"));
+        expect(same("own/c.txt", "text") && same("own/y", "text"));
+    }
+    for (size_t i = 0; i < LENGTH(runs); i++) {
+        if (searcher || *runs[i].line != 's') gives(0, "", "%s", runs[i].line);
+        expect(same("own/c.tmp", "text") && same("own/p.tmp", "r.kept"));
+    }
+    copy("text", "kept.txt"), expect(!symlink("kept.txt", "own/z.tmp")); // was truncated
+    umask(027);
+    gives(0, "", BRIEF "--data text --out own/z --log own/z.log");
+    umask(022);
+    expect(same("kept.txt", "text") && stat("own/z", &status) == 0);
+    check((status.st_mode & 0777) == 0640, "mode %o", (unsigned)status.st_mode & 0777);
+    gives(0, "", "train --resume own/r --out own/../own/r --log own/l"); // its own: no other file
+    expect(temporaries("own", "r") == 0 && temporaries("own", "z") == 0);
+    const char *line = "!strace -qq -e trace=fsync,openat,/rename -o trace ";
+    char traced[4096];
+    if (execute("!strace -qq -o trace true") != 0) return; // renamed, then the folder is synced
+    snprintf(traced, sizeof traced, "%s%s " BRIEF "--data text --out own/w --log l", line, binary);
+    expect(execute(traced) == 0); // LeakSanitizer cannot work under strace
+    size_t n = 0;
+    char *trace = contents("trace", &n), *at = trace ? strstr(trace, "\"own/w\"") : NULL;
+    expect(at && (at = strchr(at, '\n')) && !strncmp(at + 1, "openat(AT_FDCWD, \"own/\"", 23));
+    expect(at && (at = strchr(at + 1, '\n')) && !strncmp(at + 1, "fsync(", 6));
+    free(trace);
+}
+
+// Two runs with one --out: A is stopped in the middle of a save, B runs to its end, A goes on. The
+// file is whole and B's, then whole and A's.
+static void test_two_runs(void) {
+    #define WIDE "train --preset paper --data text --width 64 --heads 2 --blocks 2 --context 8 " \
+                 "--batch 1 --eval-every 1 --sample-every 0 --tokens 9 "
+    struct timespec wait = {0, 100000};
+    bool caught = false;
+    gives(0, "", WIDE "--steps 40 --out both/only.st --log both/only.log");
+    gives(0, "", WIDE "--steps 2 --out both/other.st --log both/other.log");
+    start(WIDE "--steps 40 --out both/m.st --log both/a.log");
+    pid_t first = child;
+    for (int i = 0; i < 200000 && !caught && waitpid(first, NULL, WNOHANG) == 0; i++) {
+        nanosleep(&wait, NULL);
+        if (temporaries("both", "m.st") == 0) continue;
+        kill(first, SIGSTOP);
+        waitpid(first, NULL, WUNTRACED);
+        caught = exists("both/m.st") && temporaries("both", "m.st") > 0;
+        if (!caught) kill(first, SIGCONT);
+    }
+    check(caught, "no save could be stopped in its middle");
+    gives(0, "both/m.st", WIDE "--steps 2 --out both/m.st --log both/b.log");
+    expect(same("both/m.st", "both/other.st") && temporaries("both", "m.st") == 1);
+    child = first, kill(child, SIGCONT), alarm(120);
+    expect(finish() == 0);
+    expect(same("both/m.st", "both/only.st") && same("both/m.st.txt", "both/only.st.txt"));
+    expect(temporaries("both", "m.st") == 0);
+    gives(0, "certificate\t", "certify --model both/m.st");
+}
+
+// in_shell: lipgpt with these arguments and redirections, after these commands; its exit status.
+static int in_shell(const char *before, const char *line) {
+    char script[4096];
+    snprintf(script, sizeof script, "%sexec %s %s\n", before, binary, line);
+    put("script", script, strlen(script));
+    return execute("!sh script");
+}
+
+static void pause_ms(int milliseconds) {
+    struct timespec wait = {milliseconds / 1000, milliseconds % 1000 * 1000000l};
+    while (nanosleep(&wait, &wait) != 0) {}
+}
+
+static void wait_for(const char *path) { // until it is there: 100 s at most
+    for (int i = 0; i < 50000 && !exists(path); i++) pause_ms(2);
+}
+
+// Every signal that asks to stop saves and stops, with a status of its own; the resumed run ends in
+// the same bits. A second one waits for nothing, and leaves no temporary behind.
+static void test_signals(void) {
+    static const int stops[] = {SIGINT, SIGTERM, SIGHUP};
+    gives(0, "", LONG "--out stop/u --log stop/u.log");
+    for (size_t i = 0; i < LENGTH(stops); i++) {
+        remove("stop/s"), start(LONG "--out stop/s --log stop/s.log");
+        wait_for("stop/s"), kill(child, stops[i]);
+        check(finish() == 128 + stops[i], "signal %d", stops[i]);
+        says("go on with: ./lipgpt train --resume stop/s --log stop/s.log");
+        gives(0, "stop/s", "train --resume stop/s --log stop/s.log");
+        expect(same("stop/s", "stop/u"));
+    }
+    signal(SIGHUP, SIG_IGN), start(LONG "--out stop/n --log stop/n.log"); // nohup
+    wait_for("stop/n"), kill(child, SIGHUP), signal(SIGHUP, SIG_DFL);
+    expect(finish() == 0 && same("stop/n", "stop/u"));
+    // a step of some seconds, and two signals that come together with one of them in its middle
+    start("train --data text --preset paper --width 16 --heads 2 --blocks 1 --context 8 "
+          "--batch 1000000 --steps 2 --out stop/b --log stop/b.log");
+    wait_for("stop/b.log"), pause_ms(200), kill(child, SIGTERM), pause_ms(200);
+    double begin = seconds();
+    kill(child, SIGINT), expect(finish() == 130), at_most(seconds() - begin, 1, "a second signal");
+    expect(!exists("stop/b") && temporaries("stop", "b") == 0);
+    start("train " NET "--steps 1500 --eval-every 1 --out stop/t --log stop/t.log"); // in a save
+    for (int i = 0, caught = 0; i < 100000 && !caught; i++) {
+        if (temporaries("stop", "t") == 0) continue;
+        kill(child, SIGSTOP), waitpid(child, NULL, WUNTRACED);
+        caught = exists("stop/t") && temporaries("stop", "t") > 0;
+        if (caught) kill(child, SIGTERM), kill(child, SIGINT);
+        kill(child, SIGCONT);
+    }
+    int status = finish();
+    check((status == 130 || status == 143) && !strstr(errors, "stopped"), "status %d", status);
+    expect(temporaries("stop", "t") == 0);
+    gives(0, "certificate", "certify --model stop/t");
+}
+
+// reported: how many rows of a log that are not in another, but for their last column, seconds.
+static int reported(const char *path, const char *without) {
+    size_t n = 0;
+    int rows = 0;
+    char *log = contents(path, &n), *other = contents(without, &n);
+    for (char *row = log ? strtok(log, "\n") : NULL; row; row = strtok(NULL, "\n")) {
+        char *seconds_at = strrchr(row, '\t');
+        if (seconds_at) *seconds_at = 0;
+        rows += !other || !strstr(other, row);
+    }
+    free(log), free(other);
+    return rows;
+}
+
+// Killed, or asked to stop, at random moments, and gone on with from whatever was saved: the same
+// bits, and a log with the same rows.
+static void test_random_stops(void) {
+    #define BITS "train " NET "--steps 400 --tokens 9 --eval-every 10 "
+    Rng rng = {14};
+    double begin = seconds();
+    gives(0, "", BITS "--out stop/bits --log stop/bits.log");
+    double whole = seconds() - begin;
+    for (int i = 0, resumed = 0; i < 40 / THIN; i++) {
+        remove("stop/r"), remove("stop/r.txt"), remove("stop/r.log");
+        start(BITS "--out stop/r --log stop/r.log");
+        pause_ms((int)(1000 * whole * rng_uniform(&rng)));
+        kill(child, i % 2 ? SIGKILL : SIGTERM), finish();
+        resumed += exists("stop/r");
+        gives(0, "certificate\t", "%s", exists("stop/r") ? "train --resume stop/r --log stop/r.log"
+              : BITS "--out stop/r --log stop/r.log");
+        expect(same("stop/r", "stop/bits") && same("stop/r.txt", "stop/bits.txt"));
+        expect(reported("stop/bits.log", "stop/r.log") == 0);
+        expect(reported("stop/r.log", "stop/bits.log") == 0);
+        if (i + 1 == 40 / THIN) check(resumed > i / 4, "%d of %d had a checkpoint", resumed, i + 1);
+    }
+}
+
+// A limit of file size is a full disk; a closed descriptor is no place for a file.
+static void test_descriptors(void) {
+    signal(SIGXFSZ, SIG_DFL); // as a shell leaves it
+    gives(0, "", "train " NET "--steps 2 --out limit/f --log limit/l");
+    copy("limit/f", "limit/kept");
+    int status = in_shell("ulimit -f 8\n", "train " NET "--steps 3 --out limit/f --log limit/l");
+    check(status == 1, "status %d", status);
+    says("cannot write limit/f: File too large; make room");
+    expect(same("limit/f", "limit/kept") && temporaries("limit", "f") == 0);
+    expect(in_shell("", "train " NET "--steps 6 --eval-every 2 --out limit/c --log limit/l "
+                    "2>&- 0<&- >&-") == 0);
+    column("limit/l", "lr", 2, 6);
+    gives(0, "certificate", "certify --model limit/c");
+}
+
+// evaluate, of some windows only: evenly spread over the split. (Of all: see test_outputs.)
+static void test_part_of_split(void) {
+    enum { WINDOWS = 11, SOME = 4 };
+    static const int spread[SOME] = {0, 2, 5, 8};
+    Config c = tiny(0);
+    Lab lab = random_lab(&c, 5);
+    uint16_t text[WINDOWS * 64 + 1];
+    Span split = {text, (size_t)(WINDOWS * c.context) + 1};
+    double loss = 0, *seen = take(2 * (size_t)c.blocks + 1, sizeof *seen);
+    int correct = 0;
+    for (size_t i = 0; i < split.count; i++) text[i] = (uint16_t)(i * i * 7 % (size_t)c.vocabulary);
+    for (int i = 0; i < SOME; i++) {
+        const uint16_t *window = text + spread[i] * c.context;
+        loss += sequence_loss(lab.m, lab.s, window, window + 1, c.context, NULL, 1, &correct);
+    }
+    Score part = evaluate(lab.m, lab.s, split, FULL_SPLIT, SOME, seen);
+    near(part.loss, loss / (SOME * c.context), 1e-12, "loss of four windows");
+    near(part.accuracy, (double)correct / (SOME * c.context), 1e-12, "their accuracy");
+    Score all = evaluate(lab.m, lab.s, split, FULL_SPLIT, 0, seen);
+    Score most = evaluate(lab.m, lab.s, split, FULL_SPLIT, 512, seen);
+    expect(all.loss == most.loss && all.accuracy == most.accuracy && all.loss != part.loss);
+}
+
+// Reports save first and may validate a part only, which they say; whatever a signal or a kill cuts
+// off is made up for by the run that goes on: a row of the log, results, the sample.
+static void test_reports(void) {
+    #define SLOW "train --data much --preset paper --width 32 --heads 2 --blocks 2 --context 16 " \
+                 "--batch 2 --sample-every 0 --tokens 9 --eval-every 2 --eval-windows 0 --steps 4 "
+    char *text = contents("text", &(size_t){0}), much[400000];
+    struct stat status;
+    for (size_t i = 0; i < sizeof much; i++) much[i] = text[i % 5987];
+    put("much", much, sizeof much), free(text);
+    gives(0, "on 3 windows", "train " NET "--steps 4 --eval-every 2 --tokens 9 --eval-windows 3 "
+          "--out part/p --log part/p.log");
+    size_t n = 0;
+    char *log = contents("part/p.log", &n);
+    expect(log && strstr(log, "part_loss\tpart_accuracy\t") && !strstr(log, "full_loss"));
+    free(log), holds("part/p", "eval-windows", "3");
+    double part = printed("full_loss");
+    gives(0, "", "train " NET "--steps 4 --eval-every 2 --tokens 9 --out part/f --log part/f.log");
+    expect(printed("full_loss") == part && !strstr(errors, " windows")); // the end: all of it
+    column("part/f.log", "full_loss", 2, 4);
+
+    gives(0, "", SLOW "--out part/u --log part/u.log");
+    put("results", output, (size_t)(strstr(output, "checkpoint") - output));
+    // killed, or asked to stop, in the first validation: the checkpoint is there already
+    for (int i = 0; i < 2; i++) {
+        remove("part/s"), start(SLOW "--out part/s --log part/s.log"), wait_for("part/s");
+        double begin = seconds();
+        kill(child, i ? SIGKILL : SIGINT);
+        expect(finish() == (i ? -SIGKILL : 130) && exists("part/s"));
+        at_most(seconds() - begin, 1, "seconds to stop a validation");
+        check(reported("part/u.log", "part/s.log") == 2, "the validation was too short to stop");
+        gives(0, "full_loss", "train --resume part/s --log part/s.log");
+        expect(same("part/s", "part/u") && same("part/s.txt", "part/u.txt"));
+        expect(reported("part/u.log", "part/s.log") == 0);
+        expect(reported("part/s.log", "part/u.log") == 0);
+    }
+    // stopped in the validation at the end, when the log is complete and the results are not
+    start(SLOW "--out part/e --log part/e.log");
+    for (int i = 0; i < 10000 && reported("part/u.log", "part/e.log") > 0; i++) pause_ms(2);
+    kill(child, SIGTERM), expect(finish() == 143 && !*output && !exists("part/e.txt"));
+    says("stopped at step 4 of 4; go on with: ./lipgpt train --resume part/e --log part/e.log");
+    // and finished: results, sample, and the same checkpoint again, also under another name
+    for (int i = 0; i < 2; i++) {
+        gives(0, "full_loss", "train --resume part/e --log part/e.log%s", i ? " --out part/g" : "");
+        char *end = strstr(output, "checkpoint");
+        put("again", output, end ? (size_t)(end - output) : 0);
+        expect(same("again", "results") && same(i ? "part/g" : "part/e", "part/u"));
+        expect(same(i ? "part/g.txt" : "part/e.txt", "part/u.txt"));
+        column("part/e.log", "full_loss", 2, 4);
+    }
+    FILE *file = fopen("huge", "wb");
+    for (int i = 0; i < 20; i++) fwrite(much, 1, sizeof much, file);
+    fclose(file);
+    signal(SIGINT, SIG_DFL); // whatever started these tests
+    start("eval --data huge --model part/e"), pause_ms(200);
+    double begin = seconds();
+    kill(child, SIGINT), expect(finish() == -SIGINT);
+    at_most(seconds() - begin, 1, "seconds to stop eval");
+    if (execute("!script --version") == 0) { // a terminal
+        char line[4096], quoted[] = "-qec";
+        snprintf(line, sizeof line, "%s eval --model part/e\n", binary);
+        put("command", line, strlen(line)), chmod("command", 0777);
+        snprintf(line, sizeof line, "!script %s ./command terminal", quoted);
+        expect(execute(line) == 0);
+        says("validation: 16 of "), says("\r\033[Kfull_loss");
+    }
+    expect(stat("part", &status) == 0 && temporaries("part", "e") == 0);
+}
+
+// copied: a file of the directory that the tests were started in, if it and a program are there.
+static bool copied(const char *here, const char *name, const char *asking) {
+    char path[2048];
+    size_t size = 0;
+    snprintf(path, sizeof path, "%s/%s", here, name);
+    char *bytes = contents(path, &size);
+    bool good = bytes && execute(asking) == 0;
+    if (good) put(name, bytes, size);
+    else printf("%s is not tested: %s\n", name, bytes ? errors : "it is not here");
+    free(bytes);
+    return good;
+}
+
+// A checkpoint of the format's first day, made by the program of that day: what it lacks means "as
+// before". A setting that nobody here knows is refused; what is listed as none is not read.
+static void test_old_checkpoint(const char *here) {
+    #define OLD "dev/lipgpt-3.safetensors"
+    mkdir("dev", 0777);
+    if (!copied(here, OLD, "--help")) return;
+    gives(0, "certificate\t", "certify --model " OLD);
+    near(printed("certificate"), 0.0866849, 1e-5, "K of an old checkpoint");
+    gives(0, "certificate\t", "train --resume " OLD " --out new.st --log new.log");
+    double resumed = printed("certificate");
+    for (const Option *o = options; o < options + OPTIONS; o++)
+        if (o->use & LATER) holds("new.st", o->name, "0");
+    gives(0, "certificate\t", "train --data two --lipschitz 8 --width 4 --heads 2 --blocks 1 "
+          "--context 2 --batch 2 --mlp-ratio 1 --tokens 5 --steps 4 --eval-every 2 --out fresh.st");
+    near(resumed, printed("certificate"), 1e-4, "K of an old run that goes on");
+    load_model("new.st");
+    char *header = edited(model_header, "'settings':'", "'settings':'colour ", 1);
+    forge(header, strlen(header), strlen(header)), free(header);
+    gives(1, "bad.st: setting colour is not known here", "certify --model bad.st");
+    header = edited(model_header, "'settings':'", "'colour':'blue','settings':'", 1);
+    forge(header, strlen(header), strlen(header)), free(header);
+    gives(0, "certificate\t", "certify --model bad.st");
+}
+
+// Data that is neither text nor a shard is refused by its name; what only looks binary is taken.
+static void test_foreign(void) {
+    #define MAGIC(text) text, sizeof text - 1
+    static const struct { const char *start; size_t size; const char *name; } files[] = {
+        {MAGIC("\xa1\xd9\x34\x01\7\0\0\0"), "uint32"}, // 20240801, little-endian
+        {MAGIC("\x8a\xd8\x34\x01\1\0\0\0"), "evaluation set"},
+        {MAGIC("\xc6\xd7\x34\x01"), "model of llm.c"},
+        {MAGIC("\xc7\xd7\x34\x01"), "state of llm.c"},
+        {MAGIC("\xc8\xd7\x34\x01"), "tokenizer of llm.c"},
+        {MAGIC("\x93NUMPY\1\0v\0{'descr'"), "NumPy"},
+        {MAGIC("PK\3\4\24\0"), "zip"},
+        {MAGIC("\x1f\x8b\x08\0"), "gzip"},
+        {MAGIC("\x28\xb5\x2f\xfd"), "zstd"},
+        {MAGIC("\xfd" "7zXZ\0"), "xz"},
+        {MAGIC("PAR1\x15\4"), "Parquet"},
+        {MAGIC("%PDF-1.7"), "PDF"},
+        {MAGIC("\x20\0\0\0\0\0\0\0{\"x\":"), "safetensors"},
+        {MAGIC("<!DOCTYPE html><html>"), "HTML"},
+        {MAGIC("\xef\xbb\xbf\r\n <!docType HTML>"), "HTML"},
+        {MAGIC("<HTML lang=en>"), "HTML"},
+        {MAGIC("\n<head>"), "HTML"},
+    };
+    static const struct { const char *start; size_t size; const char *said; } texts[] = {
+        {MAGIC("to be \0 or not"), "looks binary, with its NUL bytes"},
+        {MAGIC("\1\0\2\0\3\0"), "looks binary"},
+        {MAGIC("abcdefgh{or not"), "vocabulary"},
+        {MAGIC("PKzip < html, PAR1S, %PDF"), "vocabulary"},
+        {MAGIC("\x88\xd8\x34 20240520"), "vocabulary"},
+    };
+    char bytes[4000];
+    for (size_t i = 0; i < LENGTH(files) + LENGTH(texts); i++) {
+        bool text = i >= LENGTH(files);
+        size_t k = text ? i - LENGTH(files) : i, size = text ? texts[k].size : files[k].size;
+        for (size_t j = 0; j < sizeof bytes; j++) bytes[j] = "to be or not"[j % 12];
+        memcpy(bytes, text ? texts[k].start : files[k].start, size);
+        put("strange", bytes, sizeof bytes);
+        gives(!text, text ? texts[k].said : files[k].name, BRIEF "--data strange --out e.st");
+        expect(!text == !strstr(errors, "vocabulary"));
+        if (text) expect(!strstr(texts[k].said, "binary") == !strstr(errors, "binary"));
+    }
+    gives(0, "all looks binary", BRIEF "--data all --out e.st");
+    gives(0, "", BRIEF "--data shard --out e.st");
+    expect(!strstr(errors, "binary"));
+    gives(1, "trained on token numbers", "sample --model e.st --prompt a");
+    gives(1, "e.st is a safetensors file, not text", "certify --model e.st --data e.st");
+}
+
+// Every path makes a header of valid UTF-8; one that is none is told about, and can be given again.
+static void test_odd_paths(void) {
+    static const struct { const char *path; bool good; } paths[] = {
+        {"h\xc3\xa9 \xe2\x82\xac\xf0\x9f\x8c\x8d\xef\xbf\xbd\xf4\x8f\xbf\xbf", true},
+        {"caf\xe9", false}, {"\x80", false}, {"a\xc3", false}, {"a\xc3(", false},
+        {"\xc1\xbf", false}, {"\xe0\x9f\xbf", false}, {"\xed\xa0\x80", false},
+        {"\xf0\x8f\xbf\xbf", false},
+        {"\xf4\x90\x80\x80", false}, {"\xf5\x80\x80\x80", false}, {"\xe2\x82", false},
+        {"\xff", false},
+    };
+    for (size_t i = 0; i < LENGTH(paths); i++) {
+        check(is_utf8(paths[i].path) == paths[i].good, "UTF-8, row %zu", i);
+        if (strchr(paths[i].path, ' ')) continue;
+        copy("text", paths[i].path);
+        if (!exists(paths[i].path)) continue; // a file system that knows better
+        gives(0, "", BRIEF "--data %s --out odd.st", paths[i].path);
+        load_model("odd.st");
+        expect(is_utf8(model_header) && !strstr(model_header, paths[i].path));
+        gives(1, "give --data FILE", "eval --model odd.st");
+        gives(0, "full_loss", "eval --model odd.st --data %s", paths[i].path);
+    }
+}
+
+// A new run over the files of another one keeps them, and says so in a line; over its own it does
+// not; and no name that it picks is one that is taken.
+static void test_kept_files(void) {
+    static const char *const others[] = {"--lr 0.2", "--data other", "--steps 3", ""};
+    #define AGAIN_AND "train --preset paper " SHAPE "--sample-every 0 --tokens 9 --log old/l "
+    mkdir("old", 0777), copy("text", "old/a.txt"); // an essay, not a sample
+    gives(0, "old/a.txt is of another run; it is kept as old/a.txt.old\n",
+          AGAIN_AND "--data text --steps 2 --out old/a");
+    expect(same("old/a.txt.old", "text") && !exists("old/a.old"));
+    gives(0, "", AGAIN_AND "--data text --steps 2 --out old/a");
+    expect(!strstr(errors, "kept") && !exists("old/a.old"));
+    copy("old/a", "a.kept"), copy("old/l", "l.kept"), copy("old/a.txt", "sample.kept");
+    copy("text", "old/a.old"); // the user's
+    for (size_t i = 0; i < LENGTH(others); i++) {
+        char name[64], said[256];
+        snprintf(name, sizeof name, "old/a.old%zu", i + 2);
+        snprintf(said, sizeof said, "old/a is of another run; it is kept as %s\n", name);
+        copy("old/a", "a.before");
+        gives(0, said, AGAIN_AND "%s %s %s --out old/a", strstr(others[i], "data") ? ""
+              : "--data text", strstr(others[i], "steps") ? "" : "--steps 2", others[i]);
+        expect(same(name, "a.before") && same("old/a.old", "text"));
+    }
+    expect(same("old/a.old2", "a.kept") && same("old/l.old", "l.kept"));
+    expect(same("old/a.txt.old2", "sample.kept"));
+    copy("text", "old/b"), copy("text", "old/a.txt"); // no checkpoint at all
+    gives(0, "old/b is of another run", AGAIN_AND "--data text --steps 4 --stop 2 --out old/b");
+    expect(same("old/b.old", "text"));
+    gives(0, "", "train --resume old/b --log old/l"); // what goes on is no other run
+    expect(!strstr(errors, "kept"));
+    gives(0, "kept as old/a.old6", "train --resume old/b --log old/l --out old/a");
+}
+
+// Messages and small results.
+static void test_small(const char *here) {
+    enum { TOKENS = 600 };
+    int32_t header[256] = {20240520, 1, TOKENS};
+    char shard[sizeof header + 2 * TOKENS];
+    for (int i = 0; i < TOKENS; i++) {
+        uint16_t token = (uint16_t)(i * i % 5000);
+        memcpy(shard + sizeof header + 2 * (size_t)i, &token, 2);
+    }
+    memcpy(shard, header, sizeof header), put("wide", shard, sizeof shard);
+    gives(0, "vocabulary 4992", BRIEF "--data wide --out w.st");
+    gives(0, "predictions are left out", "certify --model w.st --data wide");
+    if (searcher)
+        gives(0, "predictions are left out", "search --model w.st --data wide --search-steps 1");
+    gives(0, "", "certify --model w.st"), expect(!strstr(output, "left out"));
+    gives(2, "from 1 to 1000000000, got", "train --steps 99999999999");
+    gives(2, "from 0 to 2147483647, got", "train --seed 99999999999");
+    // a function that is zero: the output head never moves
+    gives(0, "certificate\t0\n", BRIEF "--data text --share-head 0 --out zero.st");
+    says("paper_bound\t0\n"), expect(!strstr(errors, "nan") && !strstr(output, "nan"));
+    gives(0, "certificate\t0\n", "certify --data text --model zero.st");
+    expect(!strstr(output, "nan"));
+    if (searcher) gives(0, "lower_bound\t0\n", "search --data text --model zero.st");
+    expect(!strstr(output, "nan"));
+    // what one is to type stands in quotes where a shell wants them
+    static const char *const places[][2] = {
+        {"a b/c.st", "'a b/c.st'"}, {"it's.st", "\"it's.st\""}, {"plain-1.st", "plain-1.st"}};
+    for (size_t i = 0; i < LENGTH(places); i++) {
+        char line[512], said[256];
+        snprintf(line, sizeof line, "train " NET "--steps 4 --stop 2 --out \"%s\" --log \"%s.l\"",
+                 places[i][0], places[i][0]);
+        expect(in_shell("", line) == 0);
+        snprintf(said, sizeof said, "--resume %s --log ", places[i][1]), says(said);
+        char *hint = strstr(errors, "train --resume");
+        snprintf(line, sizeof line, "%s", hint ? hint : "none");
+        expect(in_shell("", line) == 0); // and that is what it takes
+    }
+    // a source folder that cannot be written: even root cannot make a folder of a file
+    if (!copied(here, "Makefile", "!make --version")) return;
+    mkdir("source", 0777), copy("Makefile", "source/Makefile"), put("source/build", "", 0);
+    unsetenv("MAKEFLAGS");
+    expect(execute("!make -C source") == 2), says("source/build: is the source folder read-only?");
+    remove("source/build"), chmod("source", 0555);
+    if (access("source", W_OK) != 0) expect(execute("!make -C source") == 2), says("read-only?");
+    chmod("source", 0777);
+}
+
 static void test_programs(const char *const *given) {
     char here[1024] = "", directory[] = "build/cli-XXXXXX", old[16] = "";
     char paths[2][2200] = {"", ""};
@@ -2476,6 +2969,9 @@ static void test_programs(const char *const *given) {
     test_data(), test_arguments(), test_defaults(), test_outputs(), test_search(), test_sample();
     test_resume(), test_interrupt(), test_options(), test_budgets(), test_divergence();
     test_fast_math(), test_places(), test_full_disk(), test_rewrites();
+    test_own_files(), test_two_runs(), test_signals(), test_random_stops(), test_descriptors();
+    test_reports(), test_old_checkpoint(here), test_foreign(), test_odd_paths();
+    test_kept_files(), test_small(here);
     gives(0, "small.st", "train --data two --preset paper --width 2 --heads 1 --blocks 1 "
           "--context 2 --batch 2 --mlp-ratio 1 --tokens 5 --steps 2 --out small.st");
     load_model("small.st");
@@ -2485,6 +2981,47 @@ static void test_programs(const char *const *given) {
     else unsetenv("OMP_NUM_THREADS");
     snprintf(here, sizeof here, "!rm -r ../%s", directory + strlen("build/"));
     expect(execute(here) == 0);
+}
+
+// write_seeds: what dev/fuzz.c starts from, in DIRECTORY/checkpoint, DIRECTORY/data and
+// DIRECTORY/arguments, which are there: small inputs of every kind.
+static void write_seeds(const char *directory) {
+    static const char *const lines[] = {
+        "", "--steps 3 --lr=0.5 --data text", "--preset paper --cap 1.5 --out a/b",
+        "--model m --prompt to --tokens 5 --temperature 0 --seed 3", "--lipschitz 2 --blocks 2 x",
+        "--optimizer adamw --constraint hammer --width 16 --heads 2", "--windows 3 --model a --x",
+        "--activation maxmin --bias 1 --position-bias 0 --per-head 1"};
+    static const char *const texts[] = {"to be or not to be that is the question\n",
+                                        "h\xc3\xa9l\xc3\xa9ne na\xc3\xafve \xe2\x82\xac",
+                                        "<!doctype html>", "\x93NUMPY", "PK\3\4"};
+    char path[1024];
+    int32_t shard[256 + 10] = {20240520, 1, 20};
+    for (int i = 0; i < 10; i++) shard[256 + i] = i << 16 | (i + 1);
+    snprintf(path, sizeof path, "%s/data/shard", directory);
+    put(path, shard, sizeof shard);
+    for (size_t i = 0; i < LENGTH(texts); i++) {
+        snprintf(path, sizeof path, "%s/data/%zu", directory, i);
+        put(path, texts[i], strlen(texts[i]));
+    }
+    for (size_t i = 0; i < LENGTH(lines); i++) {
+        char words[256];
+        snprintf(words, sizeof words, "%s", lines[i]);
+        for (char *p = words; *p; p++) *p = *p == ' ' ? '\n' : *p;
+        snprintf(path, sizeof path, "%s/arguments/%zu", directory, i);
+        put(path, words, strlen(words));
+    }
+    for (int i = 0; i < 4; i++) {
+        Config c = preset_config(i % 2 ? PAPER : TIGHT);
+        c.width = 2 + i, c.width -= i % 2, c.heads = c.blocks = c.batch = c.mlp_ratio = 1;
+        c.context = c.vocabulary = 2, c.lipschitz = 0, c.optimizer = i == 3 ? ADAMW : MUON;
+        Lab lab = random_lab(&c, (uint64_t)i);
+        Data data = {.vocabulary = 2, .is_text = i < 2, .symbols = "ab"};
+        Progress progress = {i, {(uint64_t)i}, 7, 0.5};
+        certify(lab.m, &lab.certificate);
+        snprintf(path, sizeof path, "%s/checkpoint/%d", directory, i);
+        checkpoint_save(path, lab.m, &data, &progress, &lab.certificate);
+        give_back();
+    }
 }
 
 int main(int argc, char **argv) {
@@ -2498,9 +3035,13 @@ int main(int argc, char **argv) {
         TEST(constraints), TEST(constraints_at_the_ends), TEST(certificate_from_below),
         TEST(attention_is_tight), TEST(layers_are_tight), TEST(norms), TEST(paper_bound),
         TEST(sound_bound), TEST(compose_at_the_ends), TEST(budget), TEST(certified_share),
-        TEST(certified_predictions), TEST(show_bound),
+        TEST(certified_predictions), TEST(show_bound), TEST(part_of_split),
     };
     verbose = getenv("VERBOSE") != NULL;
+    if (argc > 2 && !strcmp(argv[1], "--seeds")) {
+        write_seeds(argv[2]);
+        return 0;
+    }
     Config c = tiny(PAPER);
     for (size_t i = 0; i < LENGTH(tests); i++) {
         double begin = seconds();

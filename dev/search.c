@@ -185,8 +185,9 @@ static void print_search(const Run *r, const Settings *settings) {
                              radius / (1 + ROUNDING), T, settings->search_steps, &rng);
     }
     for (int i = 1; i < RESTARTS; i++) winner = best[i] > best[winner] ? i : winner;
+    double K = pow(10, r->certificate.log10_sound); // 0 of the zero function, and met
     printf("lower_bound\t%.6g\ncertificate_over_lower_bound\t%.4g\n", best[winner],
-           pow(10, r->certificate.log10_sound) / best[winner]);
+           K > 0 ? K / best[winner] : 1);
     if (*settings->pair)
         save_pair(settings->pair, x + n * (size_t)winner, y + n * (size_t)winner, T, d);
     free(x), free(y);
@@ -234,6 +235,7 @@ int SEARCH_MAIN(int argc, char **argv) {
     Settings settings = {.model = "out/lipgpt.safetensors", .search_steps = 30, .windows = 16};
     Data data;
     Progress progress;
+    start_process();
     if (argc > 1 && (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h"))) {
         printf("search: the worst pair of inputs, and an attack. Usage: search [--key value]\n");
         for (int i = 0; i < SEARCH_OPTIONS; i++)
@@ -247,16 +249,17 @@ int SEARCH_MAIN(int argc, char **argv) {
         die_usage("give it some", "--pair %s wants a search, but --search-steps is 0",
                   settings.pair);
     Model *m = checkpoint_load(settings.model, false, &data, &progress);
-    check_distinct((const char *const[]){settings.pair, settings.model}, 2);
-    check_distinct((const char *const[]){settings.pair, settings.data}, *settings.data ? 2 : 1);
-    if (*settings.pair) check_writable(settings.pair);
+    if (*settings.pair)
+        check_places((const char *const[]){settings.model, settings.data, settings.pair}, 2, 3);
     if (*settings.data) data = load_data(settings.data, m->config.context, &data);
     Run r = run_create(m, data, progress);
     certify(m, &r.certificate);
     if (*settings.data) printf("data\t%s\n", settings.data);
     print_results(&r, *settings.data);
     if (settings.search_steps) print_search(&r, &settings);
-    if (*settings.data && settings.windows && m->config.vocabulary <= 4096) // (V, V)
+    if (*settings.data && settings.windows && m->config.vocabulary <= MOST_SYMBOLS)
         print_attack(&r, settings.windows);
+    else if (*settings.data && settings.windows)
+        printf("\nnote\tmore than %d symbols: predictions are left out\n", MOST_SYMBOLS);
     return run_free(&r, 0);
 }
