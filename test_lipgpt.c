@@ -2965,6 +2965,7 @@ static void test_programs(const char *const *given) {
     binary = paths[0], searcher = *paths[1] ? paths[1] : NULL;
     if (!searcher) printf("search is not tested: its path is the second argument\n");
     setenv("OMP_NUM_THREADS", "1", 1);
+    signal(SIGINT, SIG_DFL), signal(SIGHUP, SIG_DFL); // which nohup and & ignore
     write_texts();
     test_data(), test_arguments(), test_defaults(), test_outputs(), test_search(), test_sample();
     test_resume(), test_interrupt(), test_options(), test_budgets(), test_divergence();
