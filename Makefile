@@ -2,6 +2,7 @@
 # make test        all tests                    make train TEXT=my.txt   the same on your own text
 # make double      build/lipgpt-double, the same program in double: tells rounding from mistake
 # make search      build/search: the search for a certificate's worst pair of inputs, from below
+# make golden      dev/golden/*: the numbers of one training step, for ports (dev/porting.md)
 # make debug       build/lipgpt-debug: sanitizers, and the caps asserted after every step
 # make bench       speed, as shares of this machine's peak
 # make fuzz SECONDS=60   checkpoints, data and command lines from libFuzzer, each so long
@@ -61,11 +62,13 @@ build/search: dev/search.c $(SOURCE)
 	$(CC) $(FLAGS) dev/search.c -o $@ -lm
 build/search-debug: dev/search.c $(SOURCE)
 	$(CC) $(DEBUG) dev/search.c -o $@ -lm
+build/golden: dev/golden.c $(SOURCE)
+	$(CC) $(FLAGS) dev/golden.c -o $@ -lm
 build/bench: dev/bench.c $(SOURCE)
 	$(CC) $(FLAGS) dev/bench.c -o $@ -lm -ldl
-build/test-float build/test-double: test_lipgpt.c dev/search.c $(SOURCE)
+build/test-float build/test-double: test_lipgpt.c dev/search.c dev/golden.c $(SOURCE)
 	$(CC) $(FLAGS) $(if $(findstring double,$@),-DLIPGPT_DOUBLE) test_lipgpt.c -o $@ -lm
-build/test-float-debug build/test-double-debug: test_lipgpt.c dev/search.c $(SOURCE)
+build/test-float-debug build/test-double-debug: test_lipgpt.c dev/search.c dev/golden.c $(SOURCE)
 	$(CC) $(DEBUG) $(if $(findstring double,$@),-DLIPGPT_DOUBLE) test_lipgpt.c -o $@ -lm
 
 # With a text of one's own nothing is fetched.
@@ -78,6 +81,8 @@ double: build/lipgpt-double
 debug: build/lipgpt-debug
 search: build/search
 	@echo 'build/search --model CHECKPOINT --data FILE [--search-steps N] [--pair FILE] [--windows N] [--seed N]'
+golden: build/golden
+	build/golden
 
 # Float, double and command line; then the same once more under the sanitizers; and prepare_data.py.
 test: lipgpt build/search build/test-float build/test-double build/lipgpt-debug build/search-debug \
@@ -120,5 +125,5 @@ fuzz: build/fuzz build/test-float
 clean:
 	rm -rf build lipgpt
 
-.PHONY: train double debug search test bench fuzz clean
+.PHONY: train double debug search golden test bench fuzz clean
 .DEFAULT_GOAL := lipgpt

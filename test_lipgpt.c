@@ -19,6 +19,10 @@
 #endif
 #define SEARCH_MAIN search_main
 #include "dev/search.c"
+#ifdef LIPGPT_DOUBLE
+#define GOLDEN_FOR_TESTS
+#include "dev/golden.c"
+#endif
 
 #ifndef __has_feature
 #define __has_feature(x) 0
@@ -2950,6 +2954,71 @@ static void test_small(const char *here) {
     chmod("source", 0777);
 }
 
+#ifdef LIPGPT_DOUBLE
+// read_golden: the file's numbers of everything in d.
+static Dump read_golden(const char *path, const Dump *d) {
+    Dump read = {0};
+    File f = open_tensors(path);
+    size_t size = f.data;
+    for (int i = 0; i < d->count; i++) {
+        Array a = d->arrays[i];
+        locate(&f, &a);
+        memcpy(add(&read, a.rows, a.cols, "%s", a.name), f.bytes + f.data + a.begin,
+               a.end - a.begin);
+        size += a.end - a.begin;
+    }
+    expect(size == f.size && f.size <= 200000); // nothing else is in it
+    free(f.header), free(f.bytes);
+    return read;
+}
+
+// restore_golden: weights and momenta before the step become the file's.
+static void restore_golden(const Dump *read, Model *m) {
+    int count;
+    Array *arrays = arrays_of(m, &count);
+    for (int i = 0; i < count; i++)
+        for (int j = 0; j < read->count; j++)
+            if (!strcmp(arrays[i].name, read->arrays[j].name))
+                memcpy(arrays[i].values, read->arrays[j].values,
+                       (size_t)arrays[i].rows * (size_t)arrays[i].cols * sizeof(float));
+    free(arrays);
+}
+
+// compare_golden: the largest difference of any matrix, relative to its largest number.
+static double compare_golden(const Dump *d, const Dump *read) {
+    double worst = 0;
+    for (int i = 0; i < d->count; i++) {
+        const float *x = d->arrays[i].values, *y = read->arrays[i].values;
+        double error = 0, size = 0;
+        for (int j = 0; j < d->arrays[i].rows * d->arrays[i].cols; j++)
+            error = worse(error, fabs(x[j] - y[j])), size = max(size, fabs(y[j]));
+        check(size > 0, "%s is zero", d->arrays[i].name);
+        if (verbose) printf("    %-56s %.2g\n", d->arrays[i].name, error / size);
+        worst = worse(worst, error / size);
+    }
+    return worst;
+}
+
+// The golden files cannot go stale: a step from their weights gives all of their numbers, and the
+// run from the seed leads there. (Newton-Schulz amplifies rounding, in each of six steps.)
+static void test_golden(void) {
+    static const char *const paths[] = {"dev/golden/tight.safetensors",
+                                        "dev/golden/paper.safetensors"};
+    for (int preset = TIGHT; preset <= PAPER; preset++) {
+        Golden run = golden_start((Preset)preset), step = golden_start((Preset)preset);
+        Dump free_run = golden_dump(&run), read = read_golden(paths[preset], &free_run);
+        restore_golden(&read, step.m);
+        Dump one_step = golden_dump(&step);
+        at_most(compare_golden(&one_step, &read), 1e-12, paths[preset]); // 1e-13 without FMA
+        at_most(compare_golden(&free_run, &read), 1e-10, "the run that leads there"); // 1.2e-12
+        dump_free(&free_run), dump_free(&one_step), dump_free(&read);
+        golden_free(&run), golden_free(&step);
+    }
+}
+#else
+static void test_golden(void) {} // they are of doubles
+#endif
+
 static void test_programs(const char *const *given) {
     char here[1024] = "", directory[] = "build/cli-XXXXXX", old[16] = "";
     char paths[2][2200] = {"", ""};
@@ -3036,7 +3105,7 @@ int main(int argc, char **argv) {
         TEST(constraints), TEST(constraints_at_the_ends), TEST(certificate_from_below),
         TEST(attention_is_tight), TEST(layers_are_tight), TEST(norms), TEST(paper_bound),
         TEST(sound_bound), TEST(compose_at_the_ends), TEST(budget), TEST(certified_share),
-        TEST(certified_predictions), TEST(show_bound), TEST(part_of_split),
+        TEST(certified_predictions), TEST(show_bound), TEST(part_of_split), TEST(golden),
     };
     verbose = getenv("VERBOSE") != NULL;
     if (argc > 2 && !strcmp(argv[1], "--seeds")) {
