@@ -1,0 +1,570 @@
+"""What is the same in every framework, in NumPy: settings and the table of tensors, the generator
+and initial values, texts, checkpoints, both bounds, golden files, and the five commands.
+
+A port has a class Run, and calls main(Run). dev/porting.md explains; T, d, H, dh, F, L, V and all
+names are those of lipgpt.c. Weights and momenta are dicts {name: array (rows, cols)}.
+"""
+
+import argparse
+import math
+import sys
+import time
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+# ------------------------------------------------------------------------------------------------
+# Settings, as in lipgpt's metadata, with _ for -; and the table of tensors.
+
+PAPER = dict(
+    data="data/tinyshakespeare.txt", preset="paper", lipschitz=0.0, steps=2000, batch=64, seed=0,
+    tokens=500, temperature=0.8, eval_every=100, sample_every=500, width=256, heads=4, blocks=3,
+    context=256, mlp_ratio=4, activation="gelu", position_bias=0, bias=0, optimizer="muon",
+    lr=0.5, momentum=0.9, beta2=0.95, weight_decay=0.0, constraint="soft", cap_qk=1.2, cap_v=1.2,
+    cap_o=1.2, cap_in=1.2, cap_out=1.2, cap_head=1.2, cap_embed=1.0, cap_bias=0.25,
+    spectral_decay=0.01, alpha=0.0, plain_residual=0, attention_factor=1 / 3, softmax_scale=1.0,
+    per_head=0, mass=32.0, share_growth=0.0, share_embed=1.0, share_head=1.0, share_bias=0.1,
+    lanes=8)
+TIGHT = PAPER | dict(
+    preset="tight", lipschitz=100.0, batch=16, eval_every=200, activation="maxmin", lr=0.3,
+    position_bias=1, bias=1, per_head=1, alpha=0.5, attention_factor=1.0, share_embed=500.0,
+    share_head=20.0, cap_qk=0.1, cap_v=0.9, cap_o=1.0, cap_in=2.1, cap_out=2.1, cap_head=6.0)
+BUDGETED = "cap_qk", "cap_in", "cap_out", "cap_head"    # what a budget scales
+CAPS = BUDGETED + ("cap_v", "cap_o")                    # what --cap sets, and a budget excludes
+EPSILON = 2.0**-52
+ROUNDING = 1e-6                 # what float may add to a norm
+GELU_DIVISOR = 1.1289
+GELU_SLOPE = 1.1289931          # the largest slope of GELU's tanh form, without the divisor
+NEWTON_SCHULZ = [tuple(k / 1024 for k in row) for row in (
+    (3955, -8306, 5008), (3735, -6681, 3463), (3799, -6499, 3211),
+    (4019, -6385, 2906), (2677, -3029, 1162), (2172, -1833, 682))]
+
+
+class Tensor(NamedTuple):
+    rows: int           # fan_out; or one embedding, one bias vector per row
+    cols: int           # fan_in
+    cap: float          # largest RMS->RMS norm, or RMS norm of a row; 0: none
+    share: float        # of the learning rate: u = eta share is the norm of an update
+    kind: str = "matrix"        # or embed or bias, whose norm is that of the largest row
+    heads: int = 0      # H for W_q, W_k, W_v, whose heads have norms of their own in the bound
+    slices: int = 1     # H if every head's rows are updated and capped as a matrix of their own
+
+    @property
+    def unit(self):     # sigma_max of a slice of RMS->RMS norm 1
+        return math.sqrt(self.rows / self.slices / self.cols)
+
+
+def plan(c):
+    """{name: Tensor}, in the order of the checkpoint and of the random draws."""
+    d, F, L, V, H = c.width, c.width * c.mlp_ratio, c.blocks, c.vocabulary_size, c.heads
+    end, body, g = 1 / (c.mass + 2), c.mass / (c.mass + 2), c.share_growth
+    per_head = dict(heads=H, slices=H if c.per_head else 1)
+    share_embed = end * c.share_embed * (g**-L if g else 1)
+    table = {"embedding.weight": Tensor(V, d, c.cap_embed, share_embed, "embed")}
+    for l in range(L):
+        mlp = body / (6 * L) * g**(l + 1 - L) if g else body / 3
+        qkv, o = (mlp / 2, mlp / 2) if g else (body, body / 3)
+        block = {
+            "attention.query.weight": Tensor(d, d, c.cap_qk, qkv, **per_head),
+            "attention.key.weight": Tensor(d, d, c.cap_qk, qkv, **per_head),
+            "attention.value.weight": Tensor(d, d, c.cap_v, qkv, **per_head),
+            "attention.position_bias":
+                Tensor(H if c.position_bias else 0, c.context, 0, c.share_bias, "bias"),
+            "attention.output.weight": Tensor(d, d, c.cap_o, o),
+            "mlp.in.weight": Tensor(F, d, c.cap_in, mlp),
+            "mlp.in.bias": Tensor(c.bias, F, c.cap_bias, c.share_bias, "bias"),
+            "mlp.out.weight": Tensor(d, F, c.cap_out, mlp)}
+        table |= {f"blocks.{l}.{name}": t for name, t in block.items()}
+    table["head.weight"] = Tensor(V, d, c.cap_head, end * c.share_head)
+    table["head.bias"] = Tensor(c.bias, V, 0, c.share_bias, "bias")
+    return {name: t for name, t in table.items() if t.rows}
+
+
+def constants(c):
+    """keep, alpha, alpha times the factor on attention, and s / dh, rounded as the network's."""
+    alpha, keep = (1, 1) if c.plain_residual else (c.alpha, 1 - c.alpha)
+    exact = keep, alpha, alpha * c.attention_factor, c.softmax_scale * c.heads / c.width
+    return tuple(float(np.dtype(c.dtype).type(x)) for x in exact)
+
+
+def soft_cap_strengths(c, t, u):
+    """The coupling: each p of x <- x - p x^3, x <- x + p x^3 after a step of norm u; one, or one
+    for every 23 % that are to be taken off."""
+    top = (t.cap * max(0, 1 - c.weight_decay * u) + u) * (1 + ROUNDING)
+    cap, strengths = t.cap * (1 - ROUNDING), []
+    while t.kind == "matrix" and t.cap and top > cap:
+        goal, low, high = max(cap, 0.77 * top), 0.0, 1 / 3
+        for _ in range(60):     # x^4 - 3 x^3 + 3 x^2 = (top - goal) / top, with x = p top^2
+            x = (low + high) / 2
+            if x * x * (x * x - 3 * x + 3) < (top - goal) / top:
+                low = x
+            else:
+                high = x
+        strengths.append(high / top**2)
+        top = goal
+    return strengths
+
+
+# ------------------------------------------------------------------------------------------------
+# Random numbers (splitmix64), initial values, texts.
+
+class Rng:
+    def __init__(self, state):
+        self.state = int(state)
+
+    def draws(self, n):
+        """The next n numbers, uint64."""
+        step = 0x9e3779b97f4a7c15
+        z = np.uint64(self.state) + np.uint64(step) * np.arange(1, n + 1, dtype=np.uint64)
+        self.state = (self.state + step * n) % 2**64
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xbf58476d1ce4e5b9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94d049bb133111eb)
+        return z ^ (z >> np.uint64(31))
+
+    def uniform(self, n):
+        return (self.draws(n) >> np.uint64(11)) * 2.0**-53
+
+    def normal(self, n):        # Box-Muller: two draws for one number
+        u = self.uniform(2 * n)
+        return np.sqrt(-2 * np.log(1 - u[::2])) * np.cos(2 * np.pi * u[1::2])
+
+
+def orthogonal(x):
+    """All singular values of x (n, k), n <= k, near 1: Newton-Schulz."""
+    x = x / np.linalg.norm(x)
+    for a, b, c in NEWTON_SCHULZ:
+        gram = x @ x.T
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    return x
+
+
+def initial(c, rng):
+    """The weights at step 0. Only E, W_q, W_k, W_v and W_in are drawn; the others start at zero,
+    but head h of block l looks h H^l tokens back."""
+    w = {}
+    for name, t in plan(c).items():
+        W, norm = np.zeros((t.rows, t.cols)), min(1, t.cap) if t.cap else 1
+        if t.kind == "embed" or t.heads or name.endswith("mlp.in.weight"):
+            W = rng.normal(W.size).astype(c.dtype).astype(float).reshape(W.shape)
+        if t.kind == "embed":
+            W *= norm / np.sqrt(np.mean(W * W, 1, keepdims=True))
+        elif name.endswith("position_bias"):
+            for h in range(c.heads):
+                back = h * c.heads ** int(name.split(".")[1])
+                W[h, back:back + 1] = 6
+        elif W.any():
+            wide = [x.T if len(x) > t.cols else x for x in np.split(W, t.slices)]
+            parts = [orthogonal(orthogonal(x)) * norm * t.unit for x in wide]
+            W = np.concatenate([x.T if t.rows > t.cols * t.slices else x for x in parts])
+        w[name] = W.astype(c.dtype)
+    return w
+
+
+class Text:
+    """Tokens of a text (its bytes, by their place in the vocabulary) or of a shard (uint16)."""
+
+    def __init__(self, path, c):
+        raw = np.fromfile(path, np.uint8)
+        header = raw[:1024].tobytes()
+        if header[:4] == (20240520).to_bytes(4, "little"):
+            self.symbols, self.tokens = b"", raw[1024:].view(np.uint16).astype(np.int32)
+            size = int(self.tokens.max()) // 128 * 128 + 128
+        else:
+            self.symbols = bytes.fromhex(c.vocabulary) or bytes(np.unique(raw))
+            table = np.full(256, -1, np.int32)
+            table[list(self.symbols)] = range(len(self.symbols))
+            self.tokens, size = table[raw], len(self.symbols)
+            if self.tokens.min() < 0:
+                sys.exit(f"{path} has bytes that the model does not know")
+        if not c.vocabulary_size:
+            c.vocabulary, c.vocabulary_size = self.symbols.hex(), size
+        train = int(0.9 * len(self.tokens))
+        self.train, self.validation = self.tokens[:train], self.tokens[train:]
+        self.raw = raw
+
+    def fingerprint(self):      # FNV-1a
+        value = 0xcbf29ce484222325
+        for byte in self.raw.tobytes():
+            value = (value ^ byte) * 0x100000001b3 & 0xffffffffffffffff
+        return value
+
+
+def batch_of(tokens, c, rng):
+    """A training batch: c.batch windows of T + 1 tokens that begin at the generator's next draws;
+    tokens and targets (batch, T)."""
+    starts = rng.draws(c.batch) % np.uint64(len(tokens) - c.context)
+    windows = tokens[starts[:, None].astype(int) + np.arange(c.context + 1)]
+    return windows[:, :-1], windows[:, 1:]
+
+
+def windows_of(split, T, paper_slice):
+    """Validation: the split in consecutive windows, the last one shorter; or the paper's 1280, one
+    token apart, at its beginning."""
+    starts = range(min(1280, max(1, len(split) - T)) if paper_slice else len(split))
+    return [split[i:i + T + 1] for i in starts[::1 if paper_slice else T] if i < len(split) - 1]
+
+
+# ------------------------------------------------------------------------------------------------
+# Checkpoints.
+
+def checkpoint_load(path):
+    """Settings, with step and rng, and all tensors of a checkpoint or a golden file."""
+    with safe_open(path, "numpy") as file:
+        text, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+    text.setdefault("share-growth", "0")
+    c = SimpleNamespace(**{name: type(default)(text[name.replace("_", "-")])
+                           for name, default in PAPER.items()})
+    c.vocabulary, c.vocabulary_size = text["vocabulary"], int(text["vocabulary_size"])
+    c.step, c.rng, c.text = int(text["step"]), int(text["rng"]), text.get("text", "")
+    c.fingerprint, c.dtype = text.get("data_fingerprint"), tensors["embedding.weight"].dtype.name
+    return c, tensors
+
+
+def part_of(c, tensors, prefix=""):
+    """{name: array} of weights, momentum. or second., or None."""
+    names = plan(c)
+    if prefix + "embedding.weight" not in tensors:
+        return None
+    return {name: tensors[prefix + name].reshape(t.rows, t.cols) for name, t in names.items()}
+
+
+def checkpoint_save(path, c, sets):
+    """sets: {prefix: {name: array}}: weights "", "momentum." and, for AdamW, "second."."""
+    _, sound, paper = bounds(c, norms_of(c, sets[""]), None)
+    text = {name.replace("_", "-"): f"{value:.17g}" if isinstance(value, float) else str(value)
+            for name, value in vars(c).items() if name in PAPER}
+    if not c.share_growth:      # a lipgpt that has no such option may read it
+        del text["share-growth"]
+    text |= dict(
+        format="lipgpt 3", step=str(c.step), rng=str(c.rng), data_fingerprint=c.fingerprint,
+        certificate_log10=f"{sound[-1]:.17g}", paper_bound_log10=f"{paper[-1]:.17g}",
+        constrained=str(int(is_constrained(c))), vocabulary_size=str(c.vocabulary_size),
+        vocabulary=c.vocabulary)
+    save_file({prefix + name: np.ascontiguousarray(x, c.dtype) for prefix, tensors in sets.items()
+               if tensors for name, x in tensors.items()}, path, text)
+
+
+# ------------------------------------------------------------------------------------------------
+# Norms and both bounds, in float64.
+
+def spectral_norm(W):
+    """Both ends of sigma_max(W): Gram iteration from above, its largest row from below."""
+    a = W.T if W.shape[0] > W.shape[1] else W
+    (n, k), G, log_norm = a.shape, a @ a.T, 0.0
+    if not G.any():
+        return 0.0, 0.0
+    for i in range(13):         # the square of the matrix at the start, then 12 squarings
+        G = G @ G if i else G
+        norm = np.linalg.norm(G)
+        G, log_norm = G / norm, log_norm + math.log(norm) / 2**i
+    v, error = G[np.argmax((G * G).sum(1))], 8 * (k + 64) * n * EPSILON
+    lower, upper = np.linalg.norm(v @ a) / np.linalg.norm(v), math.exp(log_norm / 2)
+    return lower * (1 - error), upper * (1 + error)
+
+
+def norms_of(c, w):
+    """{name: (1 + heads, 2)}: RMS->RMS norms from below and above: the whole, then every head."""
+    norms = {}
+    for name, t in plan(c).items():
+        W = np.asarray(w[name], float)
+        if t.kind == "matrix":
+            parts = [W] + (np.split(W, t.heads) if t.heads else [])
+            norms[name] = np.array([spectral_norm(x) for x in parts])
+            norms[name] *= [[math.sqrt(t.cols / len(x))] for x in parts]
+        else:
+            largest, error = np.sqrt(np.mean(W * W, 1)).max(), (t.cols + 8) * EPSILON
+            norms[name] = np.array([[largest * (1 - error), largest * (1 + error)]])
+    return norms
+
+
+def bounds(c, norms, radius):
+    """What embeddings of norm <= radius (None: the table's) can do. Three lists: |x| before every
+    layer and after the last; log10 of the sound bound and of the paper's, at the start, after
+    every layer, and after the head."""
+    keep, alpha, factor, scale = constants(c)
+    gelu = c.activation == "gelu"
+    slope, shrink = (GELU_SLOPE / GELU_DIVISOR, 1 / GELU_DIVISOR) if gelu else (1, 1)
+    log10 = lambda x: math.log10(x) if x > 0 else -math.inf
+    end, head = norms["embedding.weight"][0, 1], log10(norms["head.weight"][0, 1])
+    a, sound = [end if radius is None else radius], [0.0]
+    paper, p = [log10(end)], 1.0        # p: |x| as the paper has it
+    for l in range(c.blocks):
+        of = lambda name: norms[f"blocks.{l}.{name}"][:, 1]
+        q, k, v = (of(f"attention.{name}.weight") for name in ("query", "key", "value"))
+        o, w_in, w_out = (of(f"{name}.weight")[0] for name in ("attention.output", "mlp.in", "mlp.out"))
+        b_in = of("mlp.in.bias")[0] if c.bias else 0
+        score = scale * c.width / c.heads * q[1:] * k[1:] * a[-1]**2
+        heads = math.sqrt(np.mean((v[1:] * (1 + 2 * score))**2))
+        sound.append(sound[-1] + log10(keep + factor * o * heads))
+        a.append((keep + factor * o * math.sqrt(np.mean(v[1:]**2))) * a[-1])
+        sound.append(sound[-1] + log10(keep + alpha * w_out * slope * w_in))
+        a.append(keep * a[-1] + alpha * w_out * shrink * (w_in * a[-1] + b_in))
+        value, mlp = factor * o * v[0], alpha * w_out * w_in * shrink
+        attention = value * (1 + 2 * p * p * q[0] * k[0]) * c.softmax_scale
+        paper.append(paper[-1] + log10(keep + attention))
+        paper.append(paper[-1] + log10(keep + mlp))
+        p *= (keep + value) * (keep + mlp)
+    rounding = EPSILON * (c.heads + 64) * (2 * c.blocks + 2)**2 * (1 + max(map(abs, sound)))
+    sound.append(sound[-1] + rounding + head)
+    return a, sound, paper + [paper[-1] + head]
+
+
+def apply_budget(c):
+    """Scale the caps so that the sound bound of any weights below them is at most c.lipschitz."""
+    caps = {name: getattr(c, name) for name in BUDGETED}
+
+    def bound_at(factor):
+        vars(c).update({name: cap * factor for name, cap in caps.items()})
+        norms = {}
+        for name, t in plan(c).items():     # as measured, from above, with room for rounding
+            upper = t.cap * min(t.rows, t.cols) ** 2.0**-14 * (1 + 10 * ROUNDING)
+            rest = [upper * (1 if t.slices > 1 else math.sqrt(c.heads))] * t.heads
+            norms[name] = np.array([[upper, upper]] + [[x, x] for x in rest])
+        return bounds(c, norms, None)[1][-1]
+
+    low, high = math.log(0.05), math.log(1000)
+    for _ in range(60):
+        middle = (low + high) / 2
+        if bound_at(math.exp(middle)) > math.log10(c.lipschitz):
+            high = middle
+        else:
+            low = middle
+    bound_at(math.exp(low))
+
+
+def is_constrained(c):
+    bias = [c.cap_bias] if c.bias else []
+    return (all([getattr(c, cap) for cap in CAPS] + [c.cap_embed] + bias)
+            and c.constraint not in ("hammer", "decay"))
+
+
+def rooms(c, W_head, logits):
+    """At every position, logits (T, V): how far the trunk's output may move, in RMS norm, before
+    the largest logit can change; and which one that is."""
+    room, best = [], np.argmax(logits, 1)
+    for z, i in zip(logits, best):
+        reach = np.linalg.norm(W_head[i] - W_head, axis=1) * math.sqrt(c.width)
+        others = (np.arange(len(z)) != i) & (reach > 0)
+        room.append(np.min((z[i] - z[others]) / reach[others], initial=np.inf))
+    return np.array(room), best
+
+
+def trunk_reach(c, norms, eps):
+    """How far the trunk's output moves at most if every embedding moves by eps."""
+    _, sound, _ = bounds(c, norms, norms["embedding.weight"][0, 1] + eps)
+    return eps * 10 ** (sound[-1] - math.log10(norms["head.weight"][0, 1]))
+
+
+def certified_radius(c, norms, room):
+    """How far every embedding may move before the trunk's output can have moved by room."""
+    low, high = 0.0, room / trunk_reach(c, norms, 1e-300) * 1e-300
+    for _ in range(60):
+        eps = (low + high) / 2
+        low, high = (eps, high) if room > trunk_reach(c, norms, eps) else (low, eps)
+    return low
+
+
+# ------------------------------------------------------------------------------------------------
+# check: against a golden file.
+
+PER_TENSOR = ("gradient", "momentum_after", "second_after", "update", "u", "soft_cap", "after", "norm")
+FLOAT32 = {}    # tolerances of quantities that amplify rounding; 1e-5 for the others
+
+
+def check(Run, path, single):
+    """Print one row per quantity, in the order of computation; returns how many failed."""
+    c, golden = checkpoint_load(path)
+    c.dtype = "float32" if single else c.dtype
+    w, m, v = (part_of(c, golden, prefix) for prefix in ("", "momentum.", "second."))
+    eta, table = c.lr * (1 - c.step / c.steps), plan(c)
+    tokens, targets = golden["batch.tokens"].astype(int), golden["batch.targets"].astype(int)
+    mine = {}
+    if c.text:      # the generator and the rule of windows
+        ids = np.searchsorted(list(bytes.fromhex(c.vocabulary)), list(c.text.encode()))
+        drawn = batch_of(ids[:int(0.9 * len(ids))], c, Rng(c.rng))
+        mine = {"batch.tokens": drawn[0], "batch.targets": drawn[1]}
+    mine |= Run(c, w, m, v).golden(tokens, targets, eta)
+    after = {name: mine.pop(name) for name in list(mine) if name.startswith("after.")}
+    mine["eta"] = eta
+    mine |= {f"u.{name}": eta * t.share for name, t in table.items()}
+    mine |= {f"soft_cap.{name}": soft_cap_strengths(c, t, eta * t.share) for name, t in table.items()}
+    norms = norms_of(c, w)
+    a, sound, paper = bounds(c, norms, None)
+    mine |= after | {f"norm.{name}": x for name, x in norms.items()}
+    mine |= {"activation_bound": a, "certificate.log10": sound, "paper_bound.log10": paper}
+    if "certified_radius" in golden:
+        room, _ = rooms(c, np.asarray(w["head.weight"], float), np.asarray(mine["logits"], float))
+        mine["certified_radius"] = [certified_radius(c, norms, x) for x in room]
+    rows = {}
+    for name, value in mine.items():
+        label = name.split(".")[0] if name.split(".")[0] in PER_TENSOR else name
+        if name in golden:
+            ours, theirs = np.asarray(value, float), golden[name]
+            same = ours.size == theirs.size
+            error = np.abs(ours.reshape(theirs.shape) - theirs).max() / np.abs(theirs).max() if same else np.inf
+            rows[label] = max(rows.get(label, (-1, "")), (error, name))
+    seen = set(mine) | {prefix + name for name in table for prefix in ("", "momentum.", "second.")}
+    rows |= {name: (np.inf, "not computed") for name in golden if name not in seen}
+    print(f"{path}, {c.dtype}\nquantity\tlargest_error\ttolerance\t\tworst")
+    failed = 0
+    for label, (error, name) in rows.items():
+        kind = label.split(".")[-1] if label.startswith("blocks") else label
+        limit = FLOAT32.get(kind, 1e-5) if single else 1e-10
+        good = error <= limit
+        failed += not good
+        print(label, f"{error:.1e}", f"{limit:g}", "ok" if good else "FAILED", name, sep="\t")
+    return failed
+
+
+# ------------------------------------------------------------------------------------------------
+# The other commands.
+
+def score(run, split, paper_slice):
+    """Mean loss and share of right predictions over a split's windows, 16 at a time."""
+    c, sums, groups = run.c, np.zeros(3), {}
+    for window in windows_of(split, c.context, paper_slice):
+        groups.setdefault(len(window), []).append(window)
+    for windows in groups.values():
+        for i in range(0, len(windows), 16):
+            part = np.array(windows[i:i + 16])
+            loss, right = run.losses(part[:, :-1], part[:, 1:])
+            sums += np.sum(loss, dtype=float), np.sum(right), right.size
+    return sums[0] / sums[2], sums[1] / sums[2]
+
+
+def print_bounds(run, with_layers):
+    c, w = run.c, run.sets()[""]
+    norms = norms_of(c, w)
+    a, sound, paper = bounds(c, norms, None)
+    for name, value in (("certificate", sound[-1]), ("paper_bound", paper[-1])):
+        print(f"{name}\t{10**value if value < 300 else np.inf:.9g}\n{name}_log10\t{value:.9f}")
+    if not is_constrained(c):
+        print("note\tnot constrained: this is a measurement of these weights, not a guarantee")
+    if with_layers:
+        print("\nweight\tlower\tupper\tcap")
+        for name, t in plan(c).items():
+            for i, (lower, upper) in enumerate(norms[name]):
+                own = t.cap and (i > 0) == (t.slices > 1)
+                head = f"[head {i - 1}]" if i else ""
+                print(f"{name}{head}\t{lower:.9g}\t{upper:.9g}\t{f'{t.cap:g}' if own else '-'}")
+        print("\nlayers_passed\tactivation_bound\tcertificate_log10\tpaper_bound_log10")
+        for i, row in enumerate(zip(a, sound, paper)):
+            print(i, *(f"{x:.9g}" for x in row), sep="\t")
+    return norms
+
+
+def print_predictions(run, norms, split, count):
+    """Shares of positions that are right and provably stay so when every embedding moves by eps."""
+    c, W_head, found = run.c, np.asarray(run.sets()[""]["head.weight"], float), []
+    windows = windows_of(split, c.context, False)
+    count = min(count, len(windows))
+    for i in range(count):
+        window = windows[len(windows) * i // count]
+        room, best = rooms(c, W_head, np.asarray(run.logits(window[:-1]), float))
+        found.append(np.where(best == window[1:], room, -1))
+    print(f"\neps\tcertified_accuracy\t({count} windows)")
+    for eps in (0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5):
+        reach = trunk_reach(c, norms, eps) if eps else 0
+        print(f"{eps:g}\t{np.mean(np.concatenate(found) > reach):.4f}")
+
+
+def sample(run, o):
+    """Write a prompt and what follows, drawn as lipgpt draws it."""
+    c, rng, symbols = run.c, Rng(o.seed or 0), bytes.fromhex(run.c.vocabulary)
+    window = [symbols.index(byte) for byte in o.prompt.encode()] or [max(symbols.find(b"\n"), 0)]
+    count, temperature = 500 if o.tokens is None else o.tokens, 0.8 if o.temperature is None else o.temperature
+    text = list(window) if o.prompt else []
+    for _ in range(count):
+        window = window[-c.context:]
+        padded = np.array(window + [0] * (c.context - len(window)))      # later tokens change nothing
+        z = np.asarray(run.logits(padded)[len(window) - 1], float)
+        p = np.exp((z - z.max()) / max(temperature, 1e-6))
+        point = rng.uniform(1)[0]
+        drawn = np.argmax(np.cumsum(p[:-1] / p.sum()) > point) if (np.cumsum(p[:-1] / p.sum()) > point).any() else len(p) - 1
+        token = int(drawn if temperature > 0 else np.argmax(z))
+        window, text = window + [token], text + [token]
+    print(bytes(symbols[i] for i in text).decode(errors="replace") if symbols else text)
+
+
+def new_settings(o):
+    """The preset with what is given; a cap given by hand takes the place of the budget."""
+    c = SimpleNamespace(**(TIGHT if o.preset != "paper" else PAPER), vocabulary="", vocabulary_size=0,
+                        step=0, dtype="float32")
+    if o.cap is not None:
+        vars(c).update({name: o.cap for name in CAPS})
+    given = {name: getattr(o, name) for name in PAPER if getattr(o, name) is not None}
+    vars(c).update(given)
+    if o.cap is not None or set(CAPS) & set(given) or c.constraint in ("hammer", "decay"):
+        c.lipschitz = 0.0
+    c.alpha = c.alpha or 0.5 / c.blocks
+    c.rng = c.seed
+    return c
+
+
+def train(Run, o):
+    if o.resume:
+        c, tensors = checkpoint_load(o.resume)
+        c.steps, c.data = o.steps or c.steps, o.data or c.data
+        text, out = Text(c.data, c), o.out or o.resume
+        run = Run(c, *(part_of(c, tensors, prefix) for prefix in ("", "momentum.", "second.")))
+    else:
+        c = new_settings(o)
+        text, out = Text(c.data, c), o.out or "out/lipgpt.safetensors"
+        if c.lipschitz:
+            apply_budget(c)
+        rng = Rng(c.seed)
+        w = initial(c, rng)
+        c.rng, zeros = rng.state, {name: np.zeros_like(x) for name, x in w.items()}
+        run = Run(c, w, zeros, zeros if c.optimizer == "adamw" else None)
+    c.fingerprint = str(text.fingerprint())
+    rng, began, first, seconds = Rng(c.rng), time.perf_counter(), c.step, []
+    end = min(c.steps, o.stop or c.steps)
+    say = print if run.rank == 0 else lambda *_, **__: None
+    say("step\ttrain_loss\tfull_loss\tfull_accuracy\tcertificate_log10\ttokens_per_second")
+    while c.step < end:
+        begin = time.perf_counter()
+        loss = run.step(*batch_of(text.train, c, rng), c.lr * (1 - c.step / c.steps))
+        seconds.append(time.perf_counter() - begin)
+        c.step, c.rng = c.step + 1, rng.state
+        if (c.step % c.eval_every == 0 or c.step == end) and run.rank == 0:
+            full, right = score(run, text.validation, False)
+            sound = bounds(c, norms_of(c, run.sets()[""]), None)[1][-1]
+            say(f"{c.step}\t{loss:.9g}\t{full:.9g}\t{right:.6f}\t{sound:.9f}\t"
+                f"{c.batch * c.context / np.median(seconds[-20:]):.0f}", flush=True)
+            checkpoint_save(out, c, run.sets())
+
+
+def main(Run, doc):
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("check", "eval", "certify", "train", "sample"))
+    parser.add_argument("files", nargs="*", help="golden files of check")
+    parser.add_argument("--float32", action="store_true", help="check in float32")
+    for name in ("model", "out", "resume"):
+        parser.add_argument("--" + name)
+    parser.add_argument("--prompt", default="")
+    parser.add_argument("--cap", type=float), parser.add_argument("--stop", type=int)
+    parser.add_argument("--windows", type=int, default=16)
+    for name, default in PAPER.items():
+        parser.add_argument("--" + name.replace("_", "-"), type=type(default))
+    Run.options(parser)
+    o = Run.given = parser.parse_args()
+    if o.command == "check":
+        files = o.files or [f"dev/golden/{name}.safetensors" for name in ("paper", "tight")]
+        sys.exit(sum([check(Run, path, o.float32) for path in files]) > 0)
+    if o.command == "train":
+        return train(Run, o)
+    c, tensors = checkpoint_load(o.model or "out/lipgpt.safetensors")
+    run = Run(c, part_of(c, tensors), None, None)
+    if o.command == "sample":
+        return sample(run, o)
+    path = o.data or (c.data if o.command == "eval" else None)
+    text = Text(path, c) if path else None
+    for name, paper_slice in (("full", False), ("slice", True)) if text else ():
+        loss, right = score(run, text.validation, paper_slice)
+        print(f"{name}_loss\t{loss:.9g}\n{name}_accuracy\t{right:.9g}")
+    norms = print_bounds(run, True)
+    if o.command == "certify" and text:
+        print_predictions(run, norms, text.validation, o.windows)
