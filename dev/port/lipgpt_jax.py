@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lipgpt_common import GELU_DIVISOR, NEWTON_SCHULZ, constants, main, plan, soft_cap_strengths
+from lipgpt_common import GELU_DIVISOR, NEWTON_SCHULZ, constants, main, plan, strengths_after
 
 jax.config.update("jax_enable_x64", True)       # for check; weights of float32 stay so
 
@@ -75,7 +75,8 @@ def forward(c, w, tokens):
         if c.bias:
             z += p["mlp.in.bias"][0]
         a = activation(c, z)
-        seen |= {b + name: value for name, value in dict(x=x, **inside, y=y, mid=mid, z=z, a=a).items()}
+        here = dict(x=x, **inside, y=y, mid=mid, z=z, a=a)
+        seen |= {b + name: value for name, value in here.items()}
         x = keep * mid + alpha * (a @ p["mlp.out.weight"].T)
     logits = x @ w["head.weight"].T
     if c.bias:
@@ -194,7 +195,7 @@ class Run:
         """Of all soft caps. As eta falls they become fewer: zeros, which act not, take their place,
         so that jit compiles once."""
         for name, t in self.table.items():
-            found = soft_cap_strengths(self.c, t, eta * t.share)
+            found = strengths_after(self.c, t, eta * t.share)
             room = max(len(found), len(self.caps.get(name, ())))
             self.caps[name] = np.array(found + [0.0] * (room - len(found)), self.dtype)
         return self.caps

@@ -1,0 +1,371 @@
+#!/usr/bin/env python3
+"""lipgpt in PyTorch: nn.Module and autograd, Muon and every constraint, and many machines.
+
+    pip install torch numpy safetensors
+    lipgpt_torch.py check [FILE ...] [--float32]    against golden files: one row per quantity
+    lipgpt_torch.py eval --model CHECKPOINT [--data FILE]
+    lipgpt_torch.py certify --model CHECKPOINT [--data FILE]
+    lipgpt_torch.py train --data FILE --out CHECKPOINT [--preset tight|paper] [--width 128 ...]
+    lipgpt_torch.py train --resume CHECKPOINT [--out CHECKPOINT] [--data FILE] [--steps N]
+    lipgpt_torch.py sample --model CHECKPOINT [--prompt TEXT] [--tokens N] [--temperature X]
+    torchrun --nproc-per-node N lipgpt_torch.py train ...     the same on N GPUs or processes
+
+Options have lipgpt's names, checkpoints go both ways; --device, --compile, --bf16 (only the
+network's products; optimizer and caps stay in float32) and --micro-batch are this program's own.
+What is no matter of the framework stands in lipgpt_common.py; dev/porting.md explains. B, T, d, H,
+dh, F, L, V and all names are lipgpt.c's.
+"""
+
+import os
+from itertools import zip_longest
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+
+from lipgpt_common import (GELU_DIVISOR, NEWTON_SCHULZ, ROUNDING, bracket_width, constants, main,
+                           plan, soft_cap_strengths, spectral_norm, strengths_after)
+
+# ------------------------------------------------------------------------------------------------
+# The model. Its parameters are called as in the checkpoint.
+
+
+class Attention(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        d, half = c.width, c.width // c.heads // 2
+        self.heads, self.scale = c.heads, constants(c)[3]
+        self.query, self.key = nn.Linear(d, d, bias=False), nn.Linear(d, d, bias=False)
+        self.value, self.output = nn.Linear(d, d, bias=False), nn.Linear(d, d, bias=False)
+        bias = nn.Parameter(torch.zeros(c.heads, c.context)) if c.position_bias else None
+        self.register_parameter("position_bias", bias)
+        angle = np.arange(c.context)[:, None] * 10000.0 ** (-np.arange(half) / half)
+        self.register_buffer("cos", torch.tensor(np.cos(angle)), persistent=False)  # (T, dh/2)
+        self.register_buffer("sin", torch.tensor(np.sin(angle)), persistent=False)
+
+    def rope(self, x):
+        """Rotate x (B, H, T, dh); the two halves of a head are paired."""
+        T = x.shape[2]
+        (first, second), cos, sin = x.chunk(2, -1), self.cos[:T], self.sin[:T]
+        return torch.cat((cos * first - sin * second, cos * second + sin * first), -1)
+
+    def mask(self, T):
+        """What is added to scores (H, T, T): -infinity for the future, and the position bias."""
+        t = torch.arange(T, device=self.cos.device)
+        distance = t[:, None] - t
+        return self.position_bias[:, distance.clamp(min=0)].masked_fill(distance < 0, -torch.inf)
+
+    def forward(self, x, seen):
+        """concat_h(A_h v_h) W_o^T (B, T, d) of x (B, T, d)."""
+        B, T, d = x.shape
+        q, k, v = (linear(x).view(B, T, self.heads, -1).transpose(1, 2)
+                   for linear in (self.query, self.key, self.value))
+        q, k = self.rope(q), self.rope(k)
+        bias = None if self.position_bias is None else self.mask(T).to(q.dtype)
+        y = F.scaled_dot_product_attention(q, k, v, bias, is_causal=bias is None, scale=self.scale)
+        y = y.transpose(1, 2).reshape(B, T, d)
+        if seen is not None:        # scaled_dot_product_attention does not show these
+            scores = self.scale * q @ k.mT + (0 if bias is None else bias)
+            future = torch.ones_like(scores, dtype=torch.bool).triu(1)
+            A = scores.masked_fill(future, -torch.inf).softmax(-1)
+            seen.update(q=q.transpose(1, 2), k=k.transpose(1, 2), v=v.transpose(1, 2),
+                        scores=scores.masked_fill(future, 0), A=A, y=y)
+        return self.output(y)
+
+
+class Block(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        d, hidden = c.width, c.width * c.mlp_ratio
+        self.attention, self.gelu = Attention(c), c.activation == "gelu"
+        self.mlp = nn.ModuleDict({"in": nn.Linear(d, hidden, bias=bool(c.bias)),
+                                  "out": nn.Linear(hidden, d, bias=False)})
+        self.keep, self.alpha, self.attention_alpha, _ = constants(c)
+
+    def activation(self, z):
+        """GELU / 1.1289, or MaxMin: units i and i + F/2 become their max and their min."""
+        if self.gelu:
+            return F.gelu(z, approximate="tanh") / GELU_DIVISOR
+        first, second = z.chunk(2, -1)
+        swap = first < second       # not of equals: gradients go to both as they came
+        return torch.cat((torch.where(swap, second, first), torch.where(swap, first, second)), -1)
+
+    def forward(self, x, seen):
+        mid = self.keep * x + self.attention_alpha * self.attention(x, seen)
+        z = self.mlp["in"](mid)
+        a = self.activation(z)
+        if seen is not None:
+            seen.update(x=x, mid=mid, z=z, a=a)
+        return self.keep * mid + self.alpha * self.mlp["out"](a)
+
+
+class Model(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.embedding = nn.Embedding(c.vocabulary_size, c.width)
+        self.blocks = nn.ModuleList(Block(c) for _ in range(c.blocks))
+        self.head = nn.Linear(c.width, c.vocabulary_size, bias=bool(c.bias))
+
+    def forward(self, tokens, seen=None):
+        """Logits (B, T, V) of tokens (B, T); the dict seen, if any, gets what stands on the way."""
+        x = self.embedding(tokens)
+        for l, block in enumerate(self.blocks):
+            inside = None if seen is None else {}
+            x = block(x, inside)
+            if seen is not None:    # in the order of computation
+                order = "x", "q", "k", "v", "scores", "A", "y", "mid", "z", "a"
+                seen.update({f"blocks.{l}.{name}": inside[name] for name in order})
+        logits = self.head(x)
+        if seen is not None:
+            seen.update(last=x, logits=logits)
+        return logits
+
+
+# ------------------------------------------------------------------------------------------------
+# The optimizer. A weight W is worked on as X = W / sqrt(fan_out/fan_in), in slices (slices, n, k),
+# n <= k: singular values of X are RMS->RMS norms. Slices of one shape are one stack.
+
+def odd_polynomial(x, a, b, c):
+    """(a I + b X X^T + c (X X^T)^2) X of every matrix of the stack x (s, n, k)."""
+    gram = x @ x.mT
+    return torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+
+
+def orthogonalize(x):
+    """All singular values of x (s, n, k) near 1 and never above; zero stays zero."""
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-30)
+    for row in NEWTON_SCHULZ:
+        x = odd_polynomial(x, *row)
+    return x
+
+
+def matrix_sign(x):
+    x = orthogonalize(orthogonalize(x))
+    for _ in range(2):
+        x = odd_polynomial(x, 1.5, -0.5, 0)
+    return x
+
+
+def soft_cap(x, strengths):
+    for p in strengths:
+        x = x - p * (x @ x.mT @ x)
+        x = x + p * (x @ x.mT @ x)
+    return x
+
+
+def hard_cap(x, cap, norm):
+    """Singular values of x (n, k) to min(value, cap): min(w, x) = (w + x - |w - x|) / 2."""
+    o = matrix_sign(x[None])[0]
+    sign = matrix_sign((cap * torch.eye(len(x)).to(x) - o @ x.mT)[None])[0]
+    x = (cap * o + x) / 2 - sign @ (cap * o - x) / 2
+    lower, upper, _ = norm(x)
+    held = lower <= cap * (1 + ROUNDING) and upper <= cap * bracket_width(len(x))
+    return x if held else x * (cap / upper)
+
+
+def constrain_measured(c, x, cap):
+    """A matrix x (n, k), whose norm only measuring tells, back under its cap."""
+    norm = lambda x: spectral_norm(x.cpu().double().numpy())
+    lower, upper, top = norm(x)
+    if not 0 < lower < np.inf:
+        return x
+    if c.constraint == "soft":
+        x = soft_cap(x, soft_cap_strengths(upper, cap))
+    elif c.constraint == "hard" and upper > cap:
+        x = hard_cap(x, cap, norm)
+    elif c.constraint == "normalize" and upper > cap:
+        x = x * (cap / upper)
+    elif c.constraint in ("hammer", "decay"):       # of the top singular value only
+        top = torch.as_tensor(top, dtype=x.dtype, device=x.device)[:, None]
+        factor = cap / lower - 1 if c.constraint == "hammer" else -c.spectral_decay
+        x = x + factor * top @ (top.mT @ x)
+    return x
+
+
+def widen(t, W):
+    x = W.view(t.slices, -1, t.cols)
+    return x.mT if x.shape[1] > t.cols else x
+
+
+def narrow(t, x):
+    return x.mT if t.rows > t.slices * t.cols else x
+
+
+def rms(rows):
+    return rows.square().mean(-1, keepdim=True).sqrt()
+
+
+def update(t, m):
+    """The direction of a step down the momentum m (rows, cols): before unit, share and eta."""
+    if t.kind == "matrix":
+        return narrow(t, orthogonalize(widen(t, m))).reshape(t.rows, t.cols)
+    return m / rms(m).clamp(min=1 / 16) if t.kind == "embed" else m.sign()
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon, or AdamW, and the caps after it. One group per tensor."""
+
+    def __init__(self, c, model, momentum, second):
+        table, self.c = plan(c), c
+        super().__init__([dict(params=[p], tensor=table[name])
+                          for name, p in model.named_parameters()], {})
+        for name, p in model.named_parameters():
+            self.state[p] = {key: torch.as_tensor(x[name]).clone().to(p).view_as(p)
+                             for key, x in (("momentum", momentum), ("second", second)) if x}
+
+    @torch.no_grad()
+    def step(self, eta):
+        c, stacks = self.c, {}
+        for group in self.param_groups:
+            p, t, muon = group["params"][0], group["tensor"], c.optimizer == "muon"
+            state = self.state[p]
+            state["momentum"].mul_(c.momentum).add_(p.grad, alpha=1 - c.momentum)
+            if not muon:
+                state["second"].mul_(c.beta2).addcmul_(p.grad, p.grad, value=1 - c.beta2)
+                p.mul_(max(0, 1 - c.weight_decay * eta))
+                p.addcdiv_(state["momentum"], state["second"].sqrt() + 1e-8, value=-eta)
+            if t.kind == "matrix":
+                stacks.setdefault(widen(t, p).shape[1:], []).append((p, t))
+                continue
+            W, m = p.view(t.rows, t.cols), state["momentum"].view(t.rows, t.cols)
+            if muon:
+                W.sub_(eta * t.share * update(t, m))
+            if t.cap:
+                W.div_((rms(W) / t.cap).clamp(min=1))
+        for stack in stacks.values():
+            self.step_matrices(stack, eta)
+
+    def step_matrices(self, stack, eta):
+        """stack: parameters and their tensors, all with slices of one shape (n, k)."""
+        c, slices = self.c, [t for _, t in stack for _ in range(t.slices)]
+        kind = dict(dtype=stack[0][0].dtype, device=stack[0][0].device)
+        column = lambda numbers: torch.tensor(numbers, **kind).view(-1, 1, 1)
+        x = torch.cat([widen(t, p) / t.unit for p, t in stack])
+        if c.optimizer == "muon":
+            u = column([eta * t.share for t in slices])
+            m = torch.cat([widen(t, self.state[p]["momentum"]) for p, t in stack])
+            x = x * (1 - c.weight_decay * u).clamp(min=0) - u * orthogonalize(m)
+        if c.constraint == "stiefel":
+            cap = column([t.cap for t in slices])
+            x = torch.where(cap > 0, cap * orthogonalize(x), x)
+        elif c.constraint == "soft" and c.optimizer == "muon":
+            strengths = [strengths_after(c, t, eta * t.share) for t in slices]
+            stages = zip_longest(*strengths, fillvalue=0.0)     # 0 acts not
+            x = soft_cap(x, [column(stage) for stage in stages])
+        else:
+            x = torch.stack([constrain_measured(c, y, t.cap) if t.cap or c.constraint == "decay"
+                             else y for y, t in zip(x, slices)])
+        for (p, t), part in zip(stack, x.split([t.slices for _, t in stack])):
+            p.copy_(narrow(t, part * t.unit).reshape(p.shape))
+
+
+# ------------------------------------------------------------------------------------------------
+# What lipgpt_common.py asks of a port; and one process of many. Every process draws the same
+# windows and takes its part; gradients are added up; every process then takes the same step.
+
+class Run:
+    def __init__(self, c, w, momentum, second):
+        o, self.c = self.given, c
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        device = o.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if device == "cuda":
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        if self.world > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if device == "cuda" else "gloo")
+        self.device, self.dtype = torch.device(device), getattr(torch, c.dtype)
+        self.model = Model(c).to(self.device, self.dtype)
+        with torch.no_grad():
+            for name, p in self.model.named_parameters():
+                p.copy_(torch.as_tensor(w[name]).view_as(p))
+        self.optimizer = Muon(c, self.model, momentum, second) if momentum else None
+        self.network = torch.compile(self.model) if o.compile else self.model
+
+    @staticmethod
+    def options(parser):
+        parser.add_argument("--device", help="cpu, cuda or another; default: cuda if there is one")
+        parser.add_argument("--compile", action="store_true", help="torch.compile the network")
+        parser.add_argument("--bf16", action="store_true", help="products in bfloat16")
+        parser.add_argument("--micro-batch", type=int, default=64, help="windows at once")
+
+    def sets(self):
+        """Weights, momenta and mean squares, as NumPy arrays in the checkpoint's order."""
+        parameters = dict(self.model.named_parameters())
+        sets = {"": {}, "momentum.": {}, "second.": {}}
+        for name, t in plan(self.c).items():
+            p = parameters[name]
+            state = self.optimizer.state[p] if self.optimizer else {}
+            for prefix, x in {"": p, **{key + ".": x for key, x in state.items()}}.items():
+                sets[prefix][name] = x.detach().cpu().numpy().reshape(t.rows, t.cols)
+        return sets
+
+    def to_tokens(self, tokens):
+        return torch.as_tensor(np.asarray(tokens), dtype=torch.long, device=self.device)
+
+    def token_losses(self, tokens, targets):
+        """-log p of every target, and the logits' largest: (B, T) each."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.given.bf16):
+            logits = self.network(tokens)
+        logits = logits.to(self.dtype)
+        return F.cross_entropy(logits.mT, targets, reduction="none"), logits.argmax(-1)
+
+    @torch.no_grad()
+    def losses(self, tokens, targets):
+        tokens, targets = self.to_tokens(tokens), self.to_tokens(targets)
+        loss, best = self.token_losses(tokens, targets)
+        return loss.cpu().numpy(), (best == targets).cpu().numpy()
+
+    @torch.no_grad()
+    def logits(self, tokens):
+        return self.network(self.to_tokens(tokens)[None])[0].cpu().numpy()
+
+    def gradient(self, tokens, targets):
+        """The mean loss of a batch (B, T); every p.grad becomes its gradient."""
+        own = slice(self.rank, None, self.world)
+        parts = zip(*(self.to_tokens(x[own]).split(self.given.micro_batch)
+                      for x in (tokens, targets)))
+        total = torch.zeros((), dtype=self.dtype, device=self.device)
+        self.optimizer.zero_grad(set_to_none=False)
+        for part in parts:
+            loss = self.token_losses(*part)[0].sum() / tokens.size
+            loss.backward()
+            total += loss.detach()
+        parameters = list(self.model.parameters())
+        if self.world > 1:          # one message: all gradients and the loss
+            flat = torch.cat([p.grad.flatten() for p in parameters] + [total[None]])
+            dist.all_reduce(flat)
+            pieces = flat.split([p.numel() for p in parameters] + [1])
+            for p, piece in zip(parameters, pieces):
+                p.grad.copy_(piece.view_as(p))
+            total = pieces[-1][0]
+        return total.item()
+
+    def step(self, tokens, targets, eta):
+        loss = self.gradient(tokens, targets)
+        self.optimizer.step(eta)
+        return loss
+
+    def golden(self, tokens, targets, eta):
+        """All that a step computes, named as in a golden file."""
+        numbers, table = {}, plan(self.c)
+        with torch.no_grad():
+            self.model(self.to_tokens(tokens[:1]), numbers)
+        numbers = {name: x[0].numpy() for name, x in numbers.items()}
+        numbers["loss"] = self.losses(tokens[:1], targets[:1])[0]
+        numbers["batch.loss"] = self.gradient(tokens, targets)
+        numbers |= {f"gradient.{name}": p.grad.numpy().copy()
+                    for name, p in self.model.named_parameters()}
+        self.optimizer.step(eta)
+        sets = self.sets()
+        numbers |= {f"momentum_after.{name}": x for name, x in sets["momentum."].items()}
+        numbers |= {f"second_after.{name}": x for name, x in sets["second."].items()}
+        numbers |= {f"update.{name}": update(t, torch.as_tensor(sets["momentum."][name])).numpy()
+                    for name, t in table.items()}
+        return numbers | {f"after.{name}": x for name, x in sets[""].items()}
+
+
+if __name__ == "__main__":
+    main(Run, __doc__)
+    if dist.is_initialized():
+        dist.destroy_process_group()
