@@ -3,8 +3,7 @@
 
     pip install torch numpy safetensors
     lipgpt_torch.py check [FILE ...] [--float32]    against golden files: one row per quantity
-    lipgpt_torch.py eval --model CHECKPOINT [--data FILE]
-    lipgpt_torch.py certify --model CHECKPOINT [--data FILE]
+    lipgpt_torch.py eval|certify --model CHECKPOINT [--data FILE]
     lipgpt_torch.py train --data FILE --out CHECKPOINT [--preset tight|paper] [--width 128 ...]
     lipgpt_torch.py train --resume CHECKPOINT [--out CHECKPOINT] [--data FILE] [--steps N]
     lipgpt_torch.py sample --model CHECKPOINT [--prompt TEXT] [--tokens N] [--temperature X]
@@ -30,7 +29,6 @@ from lipgpt_common import (GELU_DIVISOR, NEWTON_SCHULZ, ROUNDING, bracket_width,
 
 # ------------------------------------------------------------------------------------------------
 # The model. Its parameters are called as in the checkpoint.
-
 
 class Attention(nn.Module):
     def __init__(self, c):
@@ -65,7 +63,7 @@ class Attention(nn.Module):
         q, k = self.rope(q), self.rope(k)
         bias = None if self.position_bias is None else self.mask(T).to(q.dtype)
         y = F.scaled_dot_product_attention(q, k, v, bias, is_causal=bias is None, scale=self.scale)
-        y = y.transpose(1, 2).reshape(B, T, d)
+        y = y.transpose(1, 2).reshape(x.shape)
         if seen is not None:        # scaled_dot_product_attention does not show these
             scores = self.scale * q @ k.mT + (0 if bias is None else bias)
             future = torch.ones_like(scores, dtype=torch.bool).triu(1)
@@ -97,7 +95,7 @@ class Block(nn.Module):
         z = self.mlp["in"](mid)
         a = self.activation(z)
         if seen is not None:
-            seen.update(x=x, mid=mid, z=z, a=a)
+            seen.update(mid=mid, z=z, a=a)
         return self.keep * mid + self.alpha * self.mlp["out"](a)
 
 
@@ -112,11 +110,10 @@ class Model(nn.Module):
         """Logits (B, T, V) of tokens (B, T); the dict seen, if any, gets what stands on the way."""
         x = self.embedding(tokens)
         for l, block in enumerate(self.blocks):
-            inside = None if seen is None else {}
+            inside = None if seen is None else {"x": x}
             x = block(x, inside)
-            if seen is not None:    # in the order of computation
-                order = "x", "q", "k", "v", "scores", "A", "y", "mid", "z", "a"
-                seen.update({f"blocks.{l}.{name}": inside[name] for name in order})
+            if seen is not None:
+                seen.update({f"blocks.{l}.{name}": value for name, value in inside.items()})
         logits = self.head(x)
         if seen is not None:
             seen.update(last=x, logits=logits)
@@ -143,9 +140,7 @@ def orthogonalize(x):
 
 def matrix_sign(x):
     x = orthogonalize(orthogonalize(x))
-    for _ in range(2):
-        x = odd_polynomial(x, 1.5, -0.5, 0)
-    return x
+    return odd_polynomial(odd_polynomial(x, 1.5, -0.5, 0), 1.5, -0.5, 0)
 
 
 def soft_cap(x, strengths):
@@ -240,8 +235,7 @@ class Muon(torch.optim.Optimizer):
     def step_matrices(self, stack, eta):
         """stack: parameters and their tensors, all with slices of one shape (n, k)."""
         c, slices = self.c, [t for _, t in stack for _ in range(t.slices)]
-        kind = dict(dtype=stack[0][0].dtype, device=stack[0][0].device)
-        column = lambda numbers: torch.tensor(numbers, **kind).view(-1, 1, 1)
+        column = lambda numbers: stack[0][0].new_tensor(numbers).view(-1, 1, 1)
         x = torch.cat([widen(t, p) / t.unit for p, t in stack])
         if c.optimizer == "muon":
             u = column([eta * t.share for t in slices])
@@ -276,9 +270,8 @@ class Run:
             dist.init_process_group("nccl" if device == "cuda" else "gloo")
         self.device, self.dtype = torch.device(device), getattr(torch, c.dtype)
         self.model = Model(c).to(self.device, self.dtype)
-        with torch.no_grad():
-            for name, p in self.model.named_parameters():
-                p.copy_(torch.as_tensor(w[name]).view_as(p))
+        self.model.load_state_dict({name: torch.as_tensor(w[name]).view_as(p)
+                                    for name, p in self.model.named_parameters()})
         self.optimizer = Muon(c, self.model, momentum, second) if momentum else None
         self.network = torch.compile(self.model) if o.compile else self.model
 
@@ -312,9 +305,8 @@ class Run:
 
     @torch.no_grad()
     def losses(self, tokens, targets):
-        tokens, targets = self.to_tokens(tokens), self.to_tokens(targets)
-        loss, best = self.token_losses(tokens, targets)
-        return loss.cpu().numpy(), (best == targets).cpu().numpy()
+        loss, best = self.token_losses(self.to_tokens(tokens), self.to_tokens(targets))
+        return loss.cpu().numpy(), best.cpu().numpy() == targets
 
     @torch.no_grad()
     def logits(self, tokens):
@@ -331,14 +323,12 @@ class Run:
             loss = self.token_losses(*part)[0].sum() / tokens.size
             loss.backward()
             total += loss.detach()
-        parameters = list(self.model.parameters())
         if self.world > 1:          # one message: all gradients and the loss
-            flat = torch.cat([p.grad.flatten() for p in parameters] + [total[None]])
+            sums = [p.grad for p in self.model.parameters()] + [total]
+            flat = torch.cat([x.flatten() for x in sums])
             dist.all_reduce(flat)
-            pieces = flat.split([p.numel() for p in parameters] + [1])
-            for p, piece in zip(parameters, pieces):
-                p.grad.copy_(piece.view_as(p))
-            total = pieces[-1][0]
+            for x, piece in zip(sums, flat.split([x.numel() for x in sums])):
+                x.copy_(piece.view_as(x))
         return total.item()
 
     def step(self, tokens, targets, eta):
@@ -348,7 +338,7 @@ class Run:
 
     def golden(self, tokens, targets, eta):
         """All that a step computes, named as in a golden file."""
-        numbers, table = {}, plan(self.c)
+        numbers = {}
         with torch.no_grad():
             self.model(self.to_tokens(tokens[:1]), numbers)
         numbers = {name: x[0].numpy() for name, x in numbers.items()}
@@ -361,7 +351,7 @@ class Run:
         numbers |= {f"momentum_after.{name}": x for name, x in sets["momentum."].items()}
         numbers |= {f"second_after.{name}": x for name, x in sets["second."].items()}
         numbers |= {f"update.{name}": update(t, torch.as_tensor(sets["momentum."][name])).numpy()
-                    for name, t in table.items()}
+                    for name, t in plan(self.c).items()}
         return numbers | {f"after.{name}": x for name, x in sets[""].items()}
 
 
