@@ -2481,11 +2481,12 @@ static void checkpoint_save(const char *path, const Model *m, const Data *data, 
     FILE *text = open_memstream(&metadata, &length);
     if (!text) die("free some memory", "cannot save %s: %s", path, strerror(errno));
     write_run(text, &m->config, p->fingerprint);
-    fprintf(text, "\"step\":\"%d\",\"rng\":\"%llu\",\"certificate_log10\":\"%.9g\","
-            "\"paper_bound_log10\":\"%.9g\",\"constrained\":\"%d\",\"vocabulary_size\":\"%d\","
+    fprintf(text, "\"step\":\"%d\",\"rng\":\"%llu\",\"certificate_log10\":\"%.9f\","
+            "\"paper_bound_log10\":\"%.9f\",\"constrained\":\"%d\",\"vocabulary_size\":\"%d\","
             "\"train_loss\":\"%.17g\",\"vocabulary\":\"", p->step,
-            (unsigned long long)p->rng.state, k->log10_sound, k->log10_paper,
-            is_constrained(&m->config), data->vocabulary, p->train_loss);
+            (unsigned long long)p->rng.state, rounded_up(k->log10_sound, 1e9),
+            rounded_up(k->log10_paper, 1e9), is_constrained(&m->config), data->vocabulary,
+            p->train_loss);
     if (data->is_text)
         for (int i = 0; i < data->vocabulary; i++) fprintf(text, "%02x", data->symbols[i]);
     fprintf(text, "\""), fclose(text);
@@ -2668,11 +2669,11 @@ static void show_progress(const Run *r, const char *after) {
     const Config *c = &r->m->config;
     int steps = r->progress.step - r->first; // 0 where a run only finishes
     double pace = (seconds() - r->began) / max(1, steps); // seconds per step
+    double rate = steps > 0 ? c->batch / pace * c->context : 0;
     long long left = (long long)(pace * (c->steps - r->progress.step));
     fprintf(stderr, "%s%d/%d  train %.4f  %.0f tokens/s  ETA %lld:%02lld:%02lld%s", fresh_line(),
-            r->progress.step, c->steps, r->progress.train_loss,
-            (steps > 0) * c->batch / pace * c->context, left / 3600, left / 60 % 60, left % 60,
-            after);
+            r->progress.step, c->steps, r->progress.train_loss, rate, left / 3600, left / 60 % 60,
+            left % 60, after);
 }
 
 #define BUG "report this as a bug"
@@ -2767,7 +2768,7 @@ static int command_train(const char **value, int command) {
     signal(SIGPIPE, SIG_IGN); // whoever read the progress is gone: the run goes on
     int step = r.first, end = c->stop && c->stop < c->steps ? c->stop : c->steps;
     if (step > 0 && (step % c->eval_every == 0 || step == end)) report(&r, log); // what is missing
-    bool stopped = interrupted, finished = false;
+    bool stopped = step > 0 && interrupted, finished = false; // at 0 there is no checkpoint yet
     while (step < end && !stopped) {
         r.progress.train_loss = train_step(r.m, r.spaces, r.data.train, &r.progress.rng, step,
                                            r.lanes);

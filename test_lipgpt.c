@@ -2250,6 +2250,26 @@ static void test_outputs(void) {
     }
 }
 
+// The bounds of a checkpoint's metadata are bounds, too: never rounded down.
+static void test_saved_bounds(void) {
+    Data data;
+    Progress progress;
+    Model *m = checkpoint_load("a/b/m.st", false, &data, &progress);
+    Certificate k = certificate_create(m);
+    for (int i = 0; i < 10; i++) {
+        Tensor *head = tensor(m, W_HEAD, 0);
+        scale_by(m->weights + head->offset, head->size, 1.1);
+        certify(m, &k);
+        checkpoint_save("bounds.st", m, &data, &progress, &k);
+        File f = open_tensors("bounds.st");
+        double sound = strtod(metadata_of(&f, "certificate_log10", NULL), NULL) - k.log10_sound;
+        double paper = strtod(metadata_of(&f, "paper_bound_log10", NULL), NULL) - k.log10_paper;
+        expect(sound >= 0 && sound < 2e-9 && paper >= 0 && paper < 2e-9);
+        free(f.header), free(f.bytes);
+    }
+    free(k.layers), model_free(m);
+}
+
 // search: a lower bound below the certificate, its pair, and an attack beside what is certified.
 static void test_search(void) {
     if (!searcher) return;
@@ -3036,9 +3056,9 @@ static void test_programs(const char *const *given) {
     setenv("OMP_NUM_THREADS", "1", 1);
     signal(SIGINT, SIG_DFL), signal(SIGHUP, SIG_DFL); // which nohup and & ignore
     write_texts();
-    test_data(), test_arguments(), test_defaults(), test_outputs(), test_search(), test_sample();
-    test_resume(), test_interrupt(), test_options(), test_budgets(), test_divergence();
-    test_fast_math(), test_places(), test_full_disk(), test_rewrites();
+    test_data(), test_arguments(), test_defaults(), test_outputs(), test_saved_bounds();
+    test_search(), test_sample(), test_resume(), test_interrupt(), test_options();
+    test_budgets(), test_divergence(), test_fast_math(), test_places(), test_full_disk(), test_rewrites();
     test_own_files(), test_two_runs(), test_signals(), test_random_stops(), test_descriptors();
     test_reports(), test_old_checkpoint(here), test_foreign(), test_odd_paths();
     test_kept_files(), test_small(here);
