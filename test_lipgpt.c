@@ -3058,7 +3058,8 @@ static void test_programs(const char *const *given) {
     write_texts();
     test_data(), test_arguments(), test_defaults(), test_outputs(), test_saved_bounds();
     test_search(), test_sample(), test_resume(), test_interrupt(), test_options();
-    test_budgets(), test_divergence(), test_fast_math(), test_places(), test_full_disk(), test_rewrites();
+    test_budgets(), test_divergence(), test_fast_math(), test_places(), test_full_disk();
+    test_rewrites();
     test_own_files(), test_two_runs(), test_signals(), test_random_stops(), test_descriptors();
     test_reports(), test_old_checkpoint(here), test_foreign(), test_odd_paths();
     test_kept_files(), test_small(here);
