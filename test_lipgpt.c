@@ -2777,6 +2777,12 @@ static void test_reports(void) {
     double begin = seconds();
     kill(child, SIGINT), expect(finish() == -SIGINT);
     at_most(seconds() - begin, 1, "seconds to stop eval");
+    remove("part/h"), start("train --data huge --preset paper --width 32 --heads 2 --blocks 4 "
+                            "--context 64 --batch 2 --eval-windows 0 --eval-every 1 --steps 2 "
+                            "--out part/h --log part/h.log");
+    wait_for("part/h"), begin = seconds(); // a validation of many seconds begins
+    kill(child, SIGINT), expect(finish() == 130);
+    at_most(seconds() - begin, 1, "seconds to stop a long validation");
     if (execute("!script --version") == 0) { // a terminal
         char line[4096], quoted[] = "-qec";
         snprintf(line, sizeof line, "%s eval --model part/e\n", binary);
