@@ -878,6 +878,17 @@ static void test_optimizer_step(void) {
     }
 }
 
+// Every tensor gets the cap of its own option.
+static void test_caps_of_kinds(void) {
+    Config c = tiny(TIGHT);
+    c.cap_qk = 1, c.cap_v = 2, c.cap_o = 3, c.cap_in = 4, c.cap_out = 5, c.cap_head = 6;
+    c.cap_embed = 7, c.cap_bias = 8;
+    static const double caps[KINDS] = {[EMBED] = 7, [W_Q] = 1, [W_K] = 1, [W_V] = 2, [W_O] = 3,
+                                       [W_IN] = 4, [B_IN] = 8, [W_OUT] = 5, [W_HEAD] = 6};
+    Lab lab = lab_create(&c);
+    EACH(t, lab.m) check(!t->size || t->cap == caps[t->kind], "%s: cap %g", t->name, t->cap);
+}
+
 // The headline run's steps, which grow eightfold from block to block.
 static void test_share_growth(void) {
     Config c = tiny(PAPER);
@@ -3127,8 +3138,8 @@ int main(int argc, char **argv) {
         TEST(layer_gradients), TEST(model_gradients), TEST(rng), TEST(matmul), TEST(exp),
         TEST(spectral_norm), TEST(orthogonalize), TEST(gelu), TEST(maxmin), TEST(softmax),
         TEST(attention), TEST(causality), TEST(presets), TEST(init), TEST(optimizer_step),
-        TEST(share_growth), TEST(adamw), TEST(overfit), TEST(coupling), TEST(soft_cap),
-        TEST(cap_after_step),
+        TEST(caps_of_kinds), TEST(share_growth), TEST(adamw), TEST(overfit), TEST(coupling),
+        TEST(soft_cap), TEST(cap_after_step),
         TEST(constraints), TEST(constraints_at_the_ends), TEST(certificate_from_below),
         TEST(attention_is_tight), TEST(layers_are_tight), TEST(norms), TEST(paper_bound),
         TEST(sound_bound), TEST(compose_at_the_ends), TEST(budget), TEST(certified_share),
