@@ -836,7 +836,7 @@ static Config preset_config(Preset preset) {
                 .steps = 2000, .lanes = 8, .momentum = 0.9, .beta2 = 0.95, .mass = 32,
                 .share_bias = 0.1, .cap_embed = 1, .cap_bias = 0.25, .spectral_decay = 0.01,
                 .eval_windows = 512, .sample_every = 500, .tokens = 500, .temperature = 0.8,
-                .windows = 16};
+                .windows = 16, .stop = -1};
     if (preset == PAPER) {
         c.batch = 64, c.eval_every = 100, c.lr = 0.5;
         c.activation = GELU, c.alpha = 0, c.attention_factor = 1.0 / 3; // alpha 0: 1/(2L)
@@ -1204,7 +1204,11 @@ static Span window_of(Span split, Protocol protocol, int context, int w) {
     return (Span){split.tokens + start, left < T ? left : T};
 }
 
-typedef struct { double loss, accuracy, largest; } Score; // largest entry of the residual stream
+typedef struct {
+    double loss, accuracy;  // means over positions
+    int correct, positions;
+    double largest;         // entry of the residual stream
+} Score;
 
 // evaluate: means over the windows of a split, all or `most` of them, evenly spread (most 0: all).
 // seen (2L + 1) gets the largest norm of a token before every layer and after the last. A signal
@@ -1213,7 +1217,7 @@ static Score evaluate(const Model *m, Workspace *spaces, Span split, Protocol pr
                       double *seen) {
     const Config *c = &m->config;
     int L = c->blocks, d = c->width, all = window_count(split, protocol, c->context);
-    int windows = most ? imin(most, all) : all, correct = 0, positions = 0, done = 0;
+    int windows = most ? imin(most, all) : all, correct = 0, positions = 0;
     double *losses = doubles((size_t)windows), largest = 0, loss = 0;
     memset(seen, 0, (2 * (size_t)L + 1) * sizeof(double));
     #pragma omp parallel for schedule(dynamic, 1) reduction(+ : correct, positions)
@@ -1233,14 +1237,13 @@ static Score evaluate(const Model *m, Workspace *spaces, Span split, Protocol pr
             #pragma omp critical
             largest = max(largest, entry), seen[i] = max(seen[i], norm);
         }
-        #pragma omp critical
-        if (++done % 16 == 0 && isatty(2))
-            fprintf(stderr, "%svalidation: %d of %d windows", fresh_line(), done, windows);
+        if (w % 16 == 0 && isatty(2))
+            fprintf(stderr, "%svalidation: %d of %d windows", fresh_line(), w, windows);
     }
     fputs(fresh_line(), stderr);
     for (int w = 0; w < windows; w++) loss += losses[w];
     free(losses);
-    return (Score){loss / positions, (double)correct / positions, largest};
+    return (Score){loss / positions, (double)correct / positions, correct, positions, largest};
 }
 
 // Slice: what an update, a cap or a norm is for: a whole tensor, or the rows of W_q, W_k or W_v
@@ -1641,15 +1644,16 @@ static void certify(const Model *m, Certificate *out) {
     paper_bound(m, out);
 }
 
-// show_bound: a bound from its log10, also when it is too large for a double; never rounded down.
+// show_bound: a bound from its log10, to so many digits, also when it is too large for a double;
+// rounded up, in the last digit.
 static double rounded_up(double x, double digits) { return ceil(x * digits) / digits; }
-static const char *show_bound(double log10_bound) {
+static const char *show_bound(double log10_bound, int digits) {
     static char texts[4][32];
     static int next;
     char *text = texts[next++ % 4];
-    double bound = pow(10, min(log10_bound, 300));
-    snprintf(text, sizeof texts[0], "%.6g", bound);
-    if (strtod(text, NULL) < bound) snprintf(text, sizeof texts[0], "%.6g", bound * (1 + 5e-6));
+    double bound = pow(10, min(log10_bound, 300)), last = pow(10, floor(log10_bound) + 1 - digits);
+    snprintf(text, sizeof texts[0], "%.*g", digits, bound);
+    if (strtod(text, NULL) < bound) snprintf(text, sizeof texts[0], "%.*g", digits, bound + last);
     if (!(log10_bound < 300))
         snprintf(text, sizeof texts[0], "10^%.4f", rounded_up(log10_bound, 1e4));
     return text;
@@ -1684,12 +1688,13 @@ static void print_layers(const Model *m, const Certificate *k, const double *see
         if (i >= 0) row = k->layers[i];
         if (seen) snprintf(largest, sizeof largest, "%.6g", seen[i + 1]);
         printf("%s\t%.6g\t%s\t%s\t%s\t", name, row.activation, largest,
-               show_bound(row.log10_sound), show_bound(row.log10_paper));
+               show_bound(row.log10_sound, 6), show_bound(row.log10_paper, 6));
         if (attention)
             for (int h = 0; h < m->config.heads; h++) printf("%.4g ", score_bound(m, i / 2, h, a));
         printf(attention ? "\n" : "-\n");
     }
-    printf("head\t-\t-\t%s\t%s\t-\n", show_bound(k->log10_sound), show_bound(k->log10_paper));
+    printf("head\t-\t-\t%s\t%s\t-\n", show_bound(k->log10_sound, 6),
+           show_bound(k->log10_paper, 6));
 }
 
 // is_constrained: whether training enforces what the certificate states. If not, the numbers are a
@@ -1720,7 +1725,7 @@ static void check_promise(const Model *m, const Certificate *k, int step, const 
         die(hint, "step %d: a norm is %.9g times its cap", step, norm_over_cap(m));
     if (c->lipschitz > 0 && is_constrained(c) && k->log10_sound > log10(c->lipschitz))
         die(hint, "step %d: certificate %s is above the budget %g", step,
-            show_bound(k->log10_sound), c->lipschitz);
+            show_bound(k->log10_sound, 9), c->lipschitz);
 }
 
 // The budget (ours): K is chosen before training, with --lipschitz, and the caps follow from it. As
@@ -2026,7 +2031,7 @@ static const Option options[] = {
     NUM("share-growth", share_growth, 0, 1e3, KEPT | LATER,
         "of steps with depth: 8 in the paper's headline; 0 = none"),
     INT("lanes", lanes, 1, 1 << 10, KEPT, "parts of a batch: most threads used"),
-    INT("stop", stop, 0, 1e9, TRAIN | AGAIN, "save and stop at this step, to resume; 0 = never"),
+    INT("stop", stop, -1, 1e9, TRAIN | AGAIN, "save and stop at this step, to resume; -1 = never"),
 };
 enum { OPTIONS = sizeof options / sizeof *options };
 
@@ -2164,25 +2169,25 @@ static bool same_file(const char *a, const char *b) {
 // open_file: a temporary of our own beside path, with the directories that path needs, or death.
 // Nobody else writes to it, and no file that is there is touched.
 static FILE *open_file(const char *path) {
-    static char temporary[PATH_SIZE + 32];
+    static char name[PATH_SIZE + 32];
     struct stat status;
-    mode_t mask = umask(0);
-    umask(mask);
-    snprintf(temporary, sizeof temporary, "%s.tmp.XXXXXX", path);
-    for (char *p = strchr(temporary + 1, '/'); p; p = strchr(p + 1, '/')) {
+    FILE *file = NULL;
+    snprintf(name, sizeof name, "%s", path);
+    for (char *p = strchr(name + 1, '/'); p; p = strchr(p + 1, '/')) {
         *p = 0;
-        if (mkdir(temporary, 0777) != 0 && errno != EEXIST)
-            die("choose another place", "cannot make the directory %s: %s", temporary,
-                strerror(errno));
+        if (mkdir(name, 0777) != 0 && errno != EEXIST)
+            die("choose another place", "cannot make the directory %s: %s", name, strerror(errno));
         *p = '/';
     }
     if (stat(path, &status) == 0 && !S_ISREG(status.st_mode))
         die("choose another place", "%s is not a regular file", path);
-    int descriptor = mkstemp(temporary);
-    FILE *file = descriptor < 0 ? NULL : fdopen(descriptor, "w");
-    if (!file) die("choose another place", "cannot write %s: %s", path, strerror(errno));
-    unfinished = temporary;
-    fchmod(descriptor, 0666 & ~mask);
+    for (int n = 0; !file; n++) {
+        snprintf(name, sizeof name, "%s.tmp.%ld.%d", path, (long)getpid(), n);
+        file = fopen(name, "wx"); // x: only where nothing has that name
+        if (!file && errno != EEXIST)
+            die("choose another place", "cannot write %s: %s", path, strerror(errno));
+    }
+    unfinished = name;
     return file;
 }
 
@@ -2343,11 +2348,13 @@ static File open_tensors(const char *path) {
     return f;
 }
 
-// metadata_of: a value of the metadata; `older`, or NULL, is its name in the format "lipgpt 2".
-static char *metadata_of(const File *f, const char *key, const char *older) {
+// metadata_of: a value of the metadata; `older`, or NULL, is its name in the format "lipgpt 2", and
+// `absent`, or NULL, the value that it has where it is missing.
+static char *metadata_of(const File *f, const char *key, const char *older, const char *absent) {
     static char text[2 * PATH_SIZE];
     const char *value = find(f, f->header, f->end, key);
     if (!value && older) value = find(f, f->header, f->end, older);
+    if (!value && absent) return strcpy(text, absent);
     if (!value) die(REFETCH, "%s: metadata %s is missing: no checkpoint of lipgpt", f->path, key);
     if (!read_string(value, text, sizeof text))
         die(REFETCH, "%s: metadata %s is not a string, or too long", f->path, key);
@@ -2356,7 +2363,7 @@ static char *metadata_of(const File *f, const char *key, const char *older) {
 
 // metadata_number: a value of the metadata from 0 to `most`.
 static uint64_t metadata_number(const File *f, const char *key, uint64_t most) {
-    const char *text = metadata_of(f, key, NULL);
+    const char *text = metadata_of(f, key, NULL, NULL);
     char *end;
     errno = 0;
     unsigned long long number = strtoull(text, &end, 10);
@@ -2423,42 +2430,7 @@ static bool is_utf8(const char *text) {
     return true;
 }
 
-// write_run: the metadata that all checkpoints of a run begin with. The format's number rises when
-// a meaning changes; a new setting is listed, and refused where it is not known; other metadata,
-// perhaps another program's, may be left unread.
-static void write_run(FILE *text, const Config *config, uint64_t fingerprint) {
-    char value[PATH_SIZE];
-    fprintf(text, "\"format\":\"lipgpt 3\",\"settings\":\"");
-    for (const Option *o = options; o < options + OPTIONS; o++)
-        if (o->use & SAVED) fprintf(text, "%s ", o->name);
-    for (const Option *o = options; o < options + OPTIONS; o++) {
-        if (!(o->use & SAVED)) continue;
-        value_of(value, o, config, 17);
-        fprintf(text, "\",\"%s\":\"", o->name);
-        bool whole = is_utf8(value); // or it can only be told about, and is given again with --data
-        for (const char *q = value; *q; q++) {
-            int c = (unsigned char)*q >= 0x80 && !whole ? '?' : (unsigned char)*q;
-            fprintf(text, c < 32 || c == '"' || c == '\\' ? "\\u%04x" : "%c", c);
-        }
-    }
-    fprintf(text, "\",\"data_fingerprint\":\"%llu\",", (unsigned long long)fingerprint);
-}
-
-// is_of_run: whether there is a file, and it is a checkpoint of this run.
-static bool is_of_run(const char *path, const Config *c, uint64_t fingerprint) {
-    char *mine;
-    size_t size;
-    if (access(path, F_OK) != 0) return false;
-    unsigned char *bytes = read_file(path, &size, "choose another --out");
-    FILE *text = open_memstream(&mine, &size);
-    if (!text) die("free some memory", "cannot read %s: %s", path, strerror(errno));
-    write_run(text, c, fingerprint), fclose(text);
-    bool alike = strstr((char *)bytes + 8, mine); // behind the length of the header
-    free(bytes), free(mine);
-    return alike;
-}
-
-// keep: a file of another run, whatever it is, stays under another name, one that is free.
+// keep: what is there before a new run writes stays under another name, one that is free.
 static void keep(const char *path) {
     char old[PATH_SIZE + 32];
     int number = 2;
@@ -2469,18 +2441,33 @@ static void keep(const char *path) {
         if (same_inode(path, old)) break; // kept before, by a run that saved nothing
         snprintf(old, sizeof old, "%s.old%d", path, number++);
     }
-    fprintf(stderr, "%s is of another run; it is kept as %s\n", path, old);
+    fprintf(stderr, "%s is there already; it is kept as %s\n", path, old);
 }
 
-// checkpoint_save: weights, momenta, settings, vocabulary, progress and certificate.
+// checkpoint_save: weights, momenta, settings, vocabulary, progress and certificate. The format's
+// number rises when a meaning changes; a new setting is listed, and refused where it is not known;
+// other metadata, perhaps another program's, may be left unread.
 static void checkpoint_save(const char *path, const Model *m, const Data *data, const Progress *p,
                             const Certificate *k) {
-    char *metadata;
+    char *metadata, value[PATH_SIZE];
     size_t length;
     int count;
     FILE *text = open_memstream(&metadata, &length);
     if (!text) die("free some memory", "cannot save %s: %s", path, strerror(errno));
-    write_run(text, &m->config, p->fingerprint);
+    fprintf(text, "\"format\":\"lipgpt 3\",\"settings\":\"");
+    for (const Option *o = options; o < options + OPTIONS; o++)
+        if (o->use & SAVED) fprintf(text, "%s ", o->name);
+    for (const Option *o = options; o < options + OPTIONS; o++) {
+        if (!(o->use & SAVED)) continue;
+        value_of(value, o, &m->config, 17);
+        fprintf(text, "\",\"%s\":\"", o->name);
+        bool whole = is_utf8(value); // or it can only be told about, and is given again with --data
+        for (const char *q = value; *q; q++) {
+            int c = (unsigned char)*q >= 0x80 && !whole ? '?' : (unsigned char)*q;
+            fprintf(text, c < 32 || c == '"' || c == '\\' ? "\\u%04x" : "%c", c);
+        }
+    }
+    fprintf(text, "\",\"data_fingerprint\":\"%llu\",", (unsigned long long)p->fingerprint);
     fprintf(text, "\"step\":\"%d\",\"rng\":\"%llu\",\"certificate_log10\":\"%.9f\","
             "\"paper_bound_log10\":\"%.9f\",\"constrained\":\"%d\",\"vocabulary_size\":\"%d\","
             "\"train_loss\":\"%.17g\",\"vocabulary\":\"", p->step,
@@ -2498,7 +2485,7 @@ static void checkpoint_save(const char *path, const Model *m, const Data *data, 
 // read_vocabulary: of a text, rising bytes in hexadecimal; of shards, only its size.
 static Data read_vocabulary(const File *f) {
     Data v = {.vocabulary = (int)metadata_number(f, "vocabulary_size", 65536)};
-    const char *hex = metadata_of(f, "vocabulary", NULL);
+    const char *hex = metadata_of(f, "vocabulary", NULL, NULL);
     size_t length = strlen(hex);
     v.is_text = length > 0;
     bool good = v.vocabulary >= 2 && (!v.is_text || length == 2 * (size_t)v.vocabulary);
@@ -2518,12 +2505,12 @@ static Model *checkpoint_load(const char *path, bool to_train, Data *vocabulary,
     File f = open_tensors(path);
     Config c = preset_config(TIGHT);
     char source[PATH_SIZE + 32];
-    const char *format = metadata_of(&f, "format", NULL);
+    const char *format = metadata_of(&f, "format", NULL, NULL);
     if (strcmp(format, "lipgpt 2") && strcmp(format, "lipgpt 3"))
         die(REFETCH, "%s: format %s, expected lipgpt 2 or 3", path, format);
     snprintf(source, sizeof source, "%s: ", path);
-    char *name = find(&f, f.header, f.end, "settings") ? metadata_of(&f, "settings", NULL) : NULL;
-    for (name = name ? strtok(name, " ") : NULL; name; name = strtok(NULL, " ")) {
+    char *settings = metadata_of(&f, "settings", NULL, "");
+    for (char *name = strtok(settings, " "); name; name = strtok(NULL, " ")) {
         const Option *o = options;
         while (o < options + OPTIONS && strcmp(o->name, name)) o++;
         if (o == options + OPTIONS)
@@ -2533,16 +2520,15 @@ static Model *checkpoint_load(const char *path, bool to_train, Data *vocabulary,
     for (const Option *o = options; o < options + OPTIONS; o++) {
         const char *older = o->offset == AT(alpha) ? "residual"
                             : o->offset == AT(momentum) ? "beta" : NULL;
-        bool lacks = o->use & LATER && !find(&f, f.header, f.end, o->name);
+        const char *absent = o->use & LATER ? "0" : NULL;
         if (o->use & SAVED)
-            set_option(&c, o, lacks ? "0" : metadata_of(&f, o->name, older), source, 1);
+            set_option(&c, o, metadata_of(&f, o->name, older, absent), source, 1);
     }
     *vocabulary = read_vocabulary(&f);
     progress->step = (int)metadata_number(&f, "step", INT_MAX);
     progress->rng.state = metadata_number(&f, "rng", UINT64_MAX);
     progress->fingerprint = metadata_number(&f, "data_fingerprint", UINT64_MAX);
-    bool known = find(&f, f.header, f.end, "train_loss"); // older files have none
-    progress->train_loss = known ? strtod(metadata_of(&f, "train_loss", NULL), NULL) : NAN;
+    progress->train_loss = strtod(metadata_of(&f, "train_loss", NULL, "nan"), NULL);
     c.vocabulary = vocabulary->vocabulary;
     if (!to_train) c.batch = 1; // no gradients are needed: one lane
     config_check(&c, 1);
@@ -2569,8 +2555,8 @@ typedef struct { // everything that a command holds; it ends with the process
     Certificate certificate;
     double *seen;      // (2L + 1), the largest norm before every layer and after the last, on data
     float *lanes;      // gradients, see batch_gradient
-    int first, logged; // the steps at the start and in the last row of the log
-    int part;          // windows that a report validates, 0 = all
+    int first, saved, logged; // steps: at the start, in the checkpoint, in the log's last row
+    int part;                 // windows that a report validates, 0 = all
     double began;
 } Run;
 
@@ -2578,7 +2564,7 @@ typedef struct { // everything that a command holds; it ends with the process
 static Run run_create(Model *m, Data data, Progress progress) {
     return (Run){.m = m, .data = data, .progress = progress, .certificate = certificate_create(m),
                  .spaces = workspaces_create(&m->config, omp_get_max_threads()),
-                 .seen = doubles(2 * (size_t)m->config.blocks + 1), .first = progress.step,
+                 .seen = doubles(2 * (size_t)m->config.blocks + 1), .first = progress.step, .saved = -1,
                  .lanes = floats((size_t)lanes_of(&m->config) * m->size), .began = seconds()};
 }
 
@@ -2596,12 +2582,16 @@ static void print_results(const Run *r, bool with_data) {
         Score slice = evaluate(r->m, r->spaces, r->data.validation, PAPER_SLICE, 0, r->seen);
         Score full = evaluate(r->m, r->spaces, r->data.validation, FULL_SPLIT, 0, r->seen);
         if (interrupted) return;
-        printf("full_loss\t%.4f\nfull_accuracy\t%.4f\n", full.loss, full.accuracy);
-        printf("slice_loss\t%.4f\nslice_accuracy\t%.4f\n", slice.loss, slice.accuracy);
+        printf("full_loss\t%.9g\nfull_accuracy\t%.4f\n", full.loss, full.accuracy);
+        printf("full_correct\t%d\nfull_positions\t%d\n", full.correct, full.positions);
+        printf("slice_loss\t%.9g\nslice_accuracy\t%.4f\n", slice.loss, slice.accuracy);
+        printf("slice_correct\t%d\nslice_positions\t%d\n", slice.correct, slice.positions);
         printf("largest_activation\t%.4g\n", full.largest);
     }
-    printf("certificate\t%s\ncertificate_log10\t%.6f\n", show_bound(sound), rounded_up(sound, 1e6));
-    printf("paper_bound\t%s\npaper_bound_log10\t%.6f\n", show_bound(paper), rounded_up(paper, 1e6));
+    printf("certificate\t%s\ncertificate_log10\t%.9f\n", show_bound(sound, 9),
+           rounded_up(sound, 1e9));
+    printf("paper_bound\t%s\npaper_bound_log10\t%.9f\n", show_bound(paper, 9),
+           rounded_up(paper, 1e9));
     if (!is_constrained(&r->m->config) || !within_caps(r->m))
         printf("note\tnot constrained: this is a measurement of these weights, not a guarantee\n");
 }
@@ -2669,11 +2659,11 @@ static void show_progress(const Run *r, const char *after) {
     const Config *c = &r->m->config;
     int steps = r->progress.step - r->first; // 0 where a run only finishes
     double pace = (seconds() - r->began) / max(1, steps); // seconds per step
-    double rate = steps > 0 ? c->batch / pace * c->context : 0;
     long long left = (long long)(pace * (c->steps - r->progress.step));
     fprintf(stderr, "%s%d/%d  train %.4f  %.0f tokens/s  ETA %lld:%02lld:%02lld%s", fresh_line(),
-            r->progress.step, c->steps, r->progress.train_loss, rate, left / 3600, left / 60 % 60,
-            left % 60, after);
+            r->progress.step, c->steps, r->progress.train_loss,
+            (steps > 0) * c->batch / pace * c->context, left / 3600, left / 60 % 60, left % 60,
+            after);
 }
 
 #define BUG "report this as a bug"
@@ -2686,11 +2676,12 @@ static void report(Run *r, FILE *log) {
     certify(r->m, &r->certificate);
     check_promise(r->m, &r->certificate, step, BUG);
     checkpoint_save(c->out, r->m, &r->data, &r->progress, &r->certificate);
+    r->saved = step;
     if (r->logged == step) return;
     Score score = evaluate(r->m, r->spaces, r->data.validation, FULL_SPLIT, r->part, r->seen);
     if (interrupted) return;
-    const char *K = show_bound(r->certificate.log10_sound);
-    const char *paper = show_bound(r->certificate.log10_paper);
+    const char *K = show_bound(r->certificate.log10_sound, 6);
+    const char *paper = show_bound(r->certificate.log10_paper, 6);
     fprintf(log, "%d\t%.0f\t%.4f\t%.4f\t%.4f\t%s\t%s\t%.4g\t%.6f\t%.6g\t%.1f\n", step,
             (double)step * c->batch * c->context, r->progress.train_loss, score.loss,
             score.accuracy, K, paper, score.largest, norm_over_cap(r->m),
@@ -2727,19 +2718,13 @@ static Run resumed_run(const char *path, const char **value) {
     Run r = run_create(m, load_data(c->data, c->context, &known), progress);
     if (r.data.fingerprint != progress.fingerprint)
         die("give the same file with --data", "%s is not the text of the run", c->data);
-    int end = c->stop && progress.step < c->steps ? c->stop - 1 : c->steps; // its end is repeated
+    int end = c->stop >= 0 && progress.step < c->steps ? c->stop - 1 : c->steps; // done: repeated
     if (progress.step > end)
         die("give more --steps, or a later --stop", "%s is at step %d already", path,
             progress.step);
     certify(m, &r.certificate);
     check_promise(m, &r.certificate, progress.step, REFETCH);
     return r;
-}
-
-// quote_of: what a shell wants around a path.
-static const char *quote_of(const char *path) {
-    if (strchr(path, '\'')) return "\"";
-    return strpbrk(path, " \t\n\"\\$`&;|<>()[]{}*?!#~") ? "'" : "";
 }
 
 // command_train: steps to the end, --stop or a signal, with reports between; then the results.
@@ -2751,13 +2736,11 @@ static int command_train(const char **value, int command) {
     struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
     char path[PATH_SIZE + 8];
     snprintf(path, sizeof path, "%s.txt", c->out);
-    bool over = resumed && same_file(resumed, c->out); // it goes on in its own file
-    const char *from = resumed && !over ? resumed : c->data;
+    bool same = resumed && same_file(resumed, c->out); // it goes on in its own file
+    const char *from = resumed && !same ? resumed : c->data;
     check_places((const char *const[]){c->data, from, c->out, path, c->log}, 2, 5);
-    if (!over && !is_of_run(c->out, c, r.data.fingerprint)) {
-        keep(c->out), keep(path);
-        if (!resumed) keep(c->log);
-    }
+    if (!same) keep(c->out), keep(path);
+    if (!resumed) keep(c->log);
     FILE *log = open_log(&r);
     fprintf(stderr, "%zu parameters, %d threads, %d lanes; %s: %zu tokens, vocabulary %d\n",
             r.m->size, omp_get_max_threads(), lanes_of(c), c->data, r.data.count, c->vocabulary);
@@ -2766,40 +2749,36 @@ static int command_train(const char **value, int command) {
     sigaction(SIGINT, &action, NULL), sigaction(SIGTERM, &action, NULL);
     if (signal(SIGHUP, SIG_IGN) != SIG_IGN) sigaction(SIGHUP, &action, NULL); // no nohup
     signal(SIGPIPE, SIG_IGN); // whoever read the progress is gone: the run goes on
-    int step = r.first, end = c->stop && c->stop < c->steps ? c->stop : c->steps;
-    if (step > 0 && (step % c->eval_every == 0 || step == end)) report(&r, log); // what is missing
-    bool stopped = step > 0 && interrupted, finished = false; // at 0 there is no checkpoint yet
-    while (step < end && !stopped) {
+    int end = c->stop >= 0 && c->stop < c->steps ? c->stop : c->steps;
+    for (int step = r.first; true; step = r.progress.step) {
+        if ((step > 0 && step % c->eval_every == 0) || step == end) report(&r, log);
+        if (step == end || interrupted) break;
+        if (c->sample_every && step > r.first && step % c->sample_every == 0)
+            fputs(fresh_line(), stderr), write_sample(stderr, &r, c);
         r.progress.train_loss = train_step(r.m, r.spaces, r.data.train, &r.progress.rng, step,
                                            r.lanes);
-        step = ++r.progress.step;
+        r.progress.step++;
 #ifdef CHECK_EVERY_STEP
         certify(r.m, &r.certificate);
-        check_promise(r.m, &r.certificate, step, BUG);
+        check_promise(r.m, &r.certificate, r.progress.step, BUG);
 #endif
         if (isatty(2)) show_progress(&r, "");
-        if (step % c->eval_every == 0 || step == end || interrupted) {
-            report(&r, log);
-            stopped = interrupted; // never without a checkpoint of this step
-        }
-        if (c->sample_every && step % c->sample_every == 0 && step < end && !stopped)
-            fputs(fresh_line(), stderr), write_sample(stderr, &r, c);
     }
+    if (r.saved != r.progress.step) report(&r, log); // a signal came
     fclose(log);
-    if (step == c->steps) print_results(&r, true);
-    if (step == c->steps && !interrupted) {
-        FILE *sample = open_file(path);
-        write_sample(sample, &r, c);
-        finished = !interrupted;
-        if (finished) finish_file(sample, path);
-        fclose(sample);
+    bool over = r.progress.step == c->steps;
+    if (over) print_results(&r, true);
+    FILE *sample = over && !interrupted ? open_file(path) : NULL;
+    if (sample) write_sample(sample, &r, c);
+    if (!sample || interrupted) {
+        fprintf(stderr, "stopped at step %d of %d; go on with: ./lipgpt train --resume \"%s\" "
+                "--log \"%s\"\n", r.progress.step, c->steps, c->out, c->log);
+        if (sample) fclose(sample), unlink(unfinished);
+        return run_free(&r, interrupted ? 128 + interrupted : 0);
     }
-    if (finished) printf("checkpoint\t%s\nsample\t%s\nlog\t%s\n", c->out, path, c->log);
-    else fprintf(stderr, "stopped at step %d of %d; go on with: ./lipgpt train --resume %s%s%s "
-                 "--log %s%s%s\n", step, c->steps, quote_of(c->out), c->out, quote_of(c->out),
-                 quote_of(c->log), c->log, quote_of(c->log));
-    if (unfinished) unlink(unfinished);
-    return run_free(&r, !finished && interrupted ? 128 + interrupted : 0);
+    finish_file(sample, path), fclose(sample);
+    printf("checkpoint\t%s\nsample\t%s\nlog\t%s\n", c->out, path, c->log);
+    return run_free(&r, 0);
 }
 
 // print_predictions: certified shares, on --windows windows; or why there are none.

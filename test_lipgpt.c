@@ -1611,13 +1611,18 @@ static void test_certified_predictions(void) {
 static void test_show_bound(void) {
     Rng rng = {1};
     for (int i = 0; i < 2000; i++) {
-        double x = i < 100 ? i / 10.0 : 20 * rng_uniform(&rng) - 5, printed = atof(show_bound(x));
-        expect(printed >= pow(10, x) && printed / pow(10, x) - 1 <= 1.1e-5);
+        double x = i < 100 ? i / 10.0 : 20 * rng_uniform(&rng) - 5, bound = pow(10, x);
+        for (int digits = 6; digits <= 9; digits++) { // in the last digit only
+            double printed = atof(show_bound(x, digits)), last = pow(10, floor(x) + 1 - digits);
+            expect(printed >= bound && printed - bound <= 1.001 * last);
+        }
         expect(rounded_up(x, 1e6) >= x && rounded_up(x, 1e6) < x + 1.1e-6);
     }
-    expect(!strcmp(show_bound(0), "1") && !strcmp(show_bound(2), "100"));
-    expect(!strcmp(show_bound(310.00001), "10^310.0001"));
-    expect(!strcmp(show_bound(INFINITY), "10^inf"));
+    expect(!strcmp(show_bound(0, 6), "1") && !strcmp(show_bound(2, 9), "100"));
+    expect(!strcmp(show_bound(log10(7.00000001), 6), "7.00001"));
+    expect(!strcmp(show_bound(-INFINITY, 6), "0"));
+    expect(!strcmp(show_bound(310.00001, 6), "10^310.0001"));
+    expect(!strcmp(show_bound(INFINITY, 6), "10^inf"));
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -2227,6 +2232,10 @@ static void all_results(void) { // of the last run
         "full_loss", "full_accuracy", "slice_loss", "slice_accuracy", "largest_activation",
         "certificate", "certificate_log10", "paper_bound", "paper_bound_log10"};
     for (size_t i = 0; i < LENGTH(names); i++) expect(isfinite(printed(names[i])));
+    double full = printed("full_correct") / printed("full_positions");
+    double slice = printed("slice_correct") / printed("slice_positions");
+    at_most(fabs(full - printed("full_accuracy")), 5.1e-5, "the full split's counts");
+    at_most(fabs(slice - printed("slice_accuracy")), 5.1e-5, "the slice's counts");
 }
 
 // --- A tiny run: what train, eval, certify and search write and where.
@@ -2273,8 +2282,8 @@ static void test_saved_bounds(void) {
         certify(m, &k);
         checkpoint_save("bounds.st", m, &data, &progress, &k);
         File f = open_tensors("bounds.st");
-        double sound = strtod(metadata_of(&f, "certificate_log10", NULL), NULL) - k.log10_sound;
-        double paper = strtod(metadata_of(&f, "paper_bound_log10", NULL), NULL) - k.log10_paper;
+        double sound = strtod(metadata_of(&f, "certificate_log10", NULL, NULL), NULL) - k.log10_sound;
+        double paper = strtod(metadata_of(&f, "paper_bound_log10", NULL, NULL), NULL) - k.log10_paper;
         expect(sound >= 0 && sound < 2e-9 && paper >= 0 && paper < 2e-9);
         free(f.header), free(f.bytes);
     }
@@ -2340,7 +2349,11 @@ static void test_resume(void) {
         gives(0, ends[i], RUN "--out %s --log whole", ends[i]);
         expect(same("3.st", ends[i])); // for any number of threads
     }
-    gives(0, "--resume part.st --log parts", RUN "--stop 10 --out part.st --log parts");
+    gives(0, "stopped at step 0 of 20", RUN "--stop 0 --out zero.st --log zero");
+    gives(0, "certificate\t", "eval --model zero.st");
+    gives(0, "zero.st", "train --resume zero.st --log zero"); // from the initial values
+    expect(same("1.st", "zero.st")), column("zero", "lr", 5, 20);
+    gives(0, "--resume \"part.st\" --log", RUN "--stop 10 --out part.st --log parts");
     expect(!*output && !same("1.st", "part.st"));
     column("parts", "lr", 5, 10);
     char *before = contents("parts", &n);
@@ -2389,7 +2402,7 @@ static void test_interrupt(void) {
     #define LONG "train " NET "--steps 1500 --tokens 9 --eval-every 100 "
     gives(0, "u.st", LONG "--out u.st --log u.log");
     interrupt(LONG "--out i.st --log i.log", "i.st", 1);
-    says("--resume i.st --log i.log");
+    says("--resume \"i.st\" --log \"i.log\"");
     expect(!*output && !exists("i.st.tmp"));
     gives(0, "i.st", "train --resume i.st --log i.log");
     expect(same("u.st", "i.st"));
@@ -2408,7 +2421,7 @@ static void test_options(void) {
         "--share-bias 0.5 --share-growth 8 --cap-qk 0.5 --cap-v 0.75 --cap-o 1.25 --cap-in 1.5 "
         "--cap-out 1.75 --cap-head 2.5 --cap-embed 0.875 --cap-bias 0.375 --lipschitz 0 --lanes 2 "
         "--seed 11 --eval-every 2 --eval-windows 5 --sample-every 3 --tokens 7 --temperature 0.5 "
-        "--cap 3 --out o.st --log o.log --stop 0 ";
+        "--cap 3 --out o.st --log o.log --stop -1 ";
     char option[80], value[64];
     gives(0, "o.st", "%s", line);
     gives(0, "", "train --help");
@@ -2628,7 +2641,7 @@ static void test_signals(void) {
         remove("stop/s"), start(LONG "--out stop/s --log stop/s.log");
         wait_for("stop/s"), kill(child, stops[i]);
         check(finish() == 128 + stops[i], "signal %d", stops[i]);
-        says("go on with: ./lipgpt train --resume stop/s --log stop/s.log");
+        says("go on with: ./lipgpt train --resume \"stop/s\" --log \"stop/s.log\"");
         gives(0, "stop/s", "train --resume stop/s --log stop/s.log");
         expect(same("stop/s", "stop/u"));
     }
@@ -2770,7 +2783,7 @@ static void test_reports(void) {
     start(SLOW "--out part/e --log part/e.log");
     for (int i = 0; i < 10000 && reported("part/u.log", "part/e.log") > 0; i++) pause_ms(2);
     kill(child, SIGTERM), expect(finish() == 143 && !*output && !exists("part/e.txt"));
-    says("stopped at step 4 of 4; go on with: ./lipgpt train --resume part/e --log part/e.log");
+    says("stopped at step 4 of 4; go on with: ./lipgpt train --resume \"part/e\" --log \"part/e.log\"");
     // and finished: results, sample, and the same checkpoint again, also under another name
     for (int i = 0; i < 2; i++) {
         gives(0, "full_loss", "train --resume part/e --log part/e.log%s", i ? " --out part/g" : "");
@@ -2912,36 +2925,32 @@ static void test_odd_paths(void) {
     }
 }
 
-// A new run over the files of another one keeps them, and says so in a line; over its own it does
-// not; and no name that it picks is one that is taken.
+// A new run keeps the files that it finds, whatever they are, and says so in a line each; what goes on
+// in its own file does not; and no name that it picks is one that is taken.
 static void test_kept_files(void) {
-    static const char *const others[] = {"--lr 0.2", "--data other", "--steps 3", ""};
-    #define AGAIN_AND "train --preset paper " SHAPE "--sample-every 0 --tokens 9 --log old/l "
+    #define ONCE_MORE "train --preset paper " SHAPE "--sample-every 0 --tokens 9 --log old/l "
     mkdir("old", 0777), copy("text", "old/a.txt"); // an essay, not a sample
-    gives(0, "old/a.txt is of another run; it is kept as old/a.txt.old\n",
-          AGAIN_AND "--data text --steps 2 --out old/a");
+    gives(0, "old/a.txt is there already; it is kept as old/a.txt.old\n",
+          ONCE_MORE "--data text --steps 2 --out old/a");
     expect(same("old/a.txt.old", "text") && !exists("old/a.old"));
-    gives(0, "", AGAIN_AND "--data text --steps 2 --out old/a");
-    expect(!strstr(errors, "kept") && !exists("old/a.old"));
     copy("old/a", "a.kept"), copy("old/l", "l.kept"), copy("old/a.txt", "sample.kept");
     copy("text", "old/a.old"); // the user's
-    for (size_t i = 0; i < LENGTH(others); i++) {
+    for (int i = 2; i < 5; i++) {
         char name[64], said[256];
-        snprintf(name, sizeof name, "old/a.old%zu", i + 2);
-        snprintf(said, sizeof said, "old/a is of another run; it is kept as %s\n", name);
+        snprintf(name, sizeof name, "old/a.old%d", i);
+        snprintf(said, sizeof said, "old/a is there already; it is kept as %s\n", name);
         copy("old/a", "a.before");
-        gives(0, said, AGAIN_AND "%s %s %s --out old/a", strstr(others[i], "data") ? ""
-              : "--data text", strstr(others[i], "steps") ? "" : "--steps 2", others[i]);
+        gives(0, said, ONCE_MORE "--lr 0.%d --data text --steps 2 --out old/a", i);
         expect(same(name, "a.before") && same("old/a.old", "text"));
     }
     expect(same("old/a.old2", "a.kept") && same("old/l.old", "l.kept"));
     expect(same("old/a.txt.old2", "sample.kept"));
     copy("text", "old/b"), copy("text", "old/a.txt"); // no checkpoint at all
-    gives(0, "old/b is of another run", AGAIN_AND "--data text --steps 4 --stop 2 --out old/b");
+    gives(0, "old/b is there already", ONCE_MORE "--data text --steps 4 --stop 2 --out old/b");
     expect(same("old/b.old", "text"));
     gives(0, "", "train --resume old/b --log old/l"); // what goes on is no other run
     expect(!strstr(errors, "kept"));
-    gives(0, "kept as old/a.old6", "train --resume old/b --log old/l --out old/a");
+    gives(0, "kept as old/a.old5", "train --resume old/b --log old/l --out old/a");
 }
 
 // Messages and small results.
@@ -2968,15 +2977,14 @@ static void test_small(const char *here) {
     expect(!strstr(output, "nan"));
     if (searcher) gives(0, "lower_bound\t0\n", "search --data text --model zero.st");
     expect(!strstr(output, "nan"));
-    // what one is to type stands in quotes where a shell wants them
-    static const char *const places[][2] = {
-        {"a b/c.st", "'a b/c.st'"}, {"it's.st", "\"it's.st\""}, {"plain-1.st", "plain-1.st"}};
+    // what one is to type stands in quotes
+    static const char *const places[] = {"a b/c.st", "it's.st", "plain-1.st"};
     for (size_t i = 0; i < LENGTH(places); i++) {
         char line[512], said[256];
         snprintf(line, sizeof line, "train " NET "--steps 4 --stop 2 --out \"%s\" --log \"%s.l\"",
-                 places[i][0], places[i][0]);
+                 places[i], places[i]);
         expect(in_shell("", line) == 0);
-        snprintf(said, sizeof said, "--resume %s --log ", places[i][1]), says(said);
+        snprintf(said, sizeof said, "--resume \"%s\" --log ", places[i]), says(said);
         char *hint = strstr(errors, "train --resume");
         snprintf(line, sizeof line, "%s", hint ? hint : "none");
         expect(in_shell("", line) == 0); // and that is what it takes
