@@ -616,35 +616,47 @@ static void linear_backward(float *dx, float *dW, float *db, float *dy, float *x
         for (int o = 0; o < O; o++) db[o] += dy[(size_t)t * O + o];
 }
 
-// residual: y = keep x + alpha (h W^T): a layer's last product, folded into the residual stream.
-//   x, y (T, d); h (T, I); W (d, I)
+// residual: y = keep x + alpha h W^T: a layer's last product, folded into the residual stream; or,
+// ours, y = [x, alpha h] W^T: keep is 0, and the first `beside` columns of W, d or 0, are for x.
+//   x, y (T, d); h (T, I); W (d, beside + I)
 // The paper's stream is convex: keep = 1 - alpha, so no layer can enlarge it unless it is itself
 // larger than 1; alpha = 1 / (2L), the layers' equal parts. Attention passes alpha times its factor
-// (1/3) as `alpha`. Lipschitz: keep + alpha |W| (constant of h from x).
-static void residual_forward(float *y, const float *x, float *h, float *W, double keep,
-                             double alpha, int T, int I, int d) {
+// (1/3) as `alpha`. But orthogonal signals lose by it, at alpha = 1/2 down to 0.71 of their norm;
+// side by side, x and h can both be kept, as the RMS norm of [x, h] is their root mean square.
+// Lipschitz, h being F-Lipschitz: keep + alpha |W| F; |W| sqrt((d + I (alpha F)^2) / (d + I)).
+static void residual_forward(float *y, float *x, float *h, float *W, double keep, double alpha,
+                             int T, int beside, int I, int d) {
+    Mat w = mat(W, d, beside + I), w_x = part(w, 0, 0, d, beside), w_h = part(w, 0, beside, d, I);
     for (size_t i = 0; i < (size_t)T * d; i++) y[i] = (float)keep * x[i];
-    matmul(mat(y, T, d), mat(h, T, I), transposed(mat(W, d, I)), (float)alpha, true, FULL);
+    matmul(mat(y, T, d), mat(x, T, beside), transposed(w_x), 1, true, FULL);
+    matmul(mat(y, T, d), mat(h, T, I), transposed(w_h), (float)alpha, true, FULL);
 }
 
-// dh = alpha dy W;  dW += alpha dy^T h;  dx = keep dy.     dx arrives as dy and leaves as dx.
-static void residual_backward(float *dx, float *dh, float *dW, float *h, float *W, double keep,
-                              double alpha, int T, int I, int d) {
-    Mat dy = mat(dx, T, d);
-    matmul(mat(dh, T, I), dy, mat(W, d, I), (float)alpha, false, FULL);
-    if (dW) matmul(mat(dW, d, I), transposed(dy), mat(h, T, I), (float)alpha, true, FULL);
+// dh = alpha dy W_h;  dW += dy^T [x, alpha h];  dx = keep dy + dy W_x.
+// dx arrives as dy and leaves as dx; spare (T, beside) is scratch; dW may be NULL.
+static void residual_backward(float *dx, float *dh, float *dW, float *spare, float *x, float *h,
+                              float *W, double keep, double alpha, int T, int beside, int I,
+                              int d) {
+    Mat dy = mat(dx, T, d), w = mat(W, d, beside + I), dw = mat(dW, d, beside + I);
+    matmul(mat(dh, T, I), dy, part(w, 0, beside, d, I), (float)alpha, false, FULL);
+    matmul(mat(spare, T, beside), dy, part(w, 0, 0, d, beside), 1, false, FULL);
+    if (dW) {
+        matmul(part(dw, 0, 0, d, beside), transposed(dy), mat(x, T, beside), 1, true, FULL);
+        matmul(part(dw, 0, beside, d, I), transposed(dy), mat(h, T, I), (float)alpha, true, FULL);
+    }
     for (size_t i = 0; i < (size_t)T * d; i++) dx[i] *= (float)keep;
+    for (size_t i = 0; i < (size_t)T * beside; i++) dx[i] += spare[i];
 }
 
 // rope: rotate q and k by an angle that grows with position, so that q_i . k_j knows i - j.
-//   qkv (T, 3d) in place; table (T, dh/2, 2) of cos and sin of t base^(-i / (dh/2)), base 10000.
+//   qkv (T, cols) in place, q and k first; table (T, dh/2, 2): cos, sin of t 10000^(-i / (dh/2))
 //   As in the paper's code the two *halves* of a head are paired, not even with odd entries.
 // A rotation within a head: no norm and no distance changes. Backward is the inverse rotation.
-static void rope(float *qkv, const float *table, int direction, int T, int d, int H) {
-    int half = d / H / 2;
+static void rope(float *qkv, const float *table, int direction, int T, int cols, int qk, int H) {
+    int half = qk / H / 2;
     for (int t = 0; t < T; t++)
         for (int h = 0; h < 2 * H; h++) { // the heads of q, then those of k
-            float *low = qkv + (size_t)t * 3 * d + (size_t)h * 2 * half, *high = low + half;
+            float *low = qkv + (size_t)t * cols + (size_t)h * 2 * half, *high = low + half;
             const float *angle = table + (size_t)t * 2 * half;
             for (int i = 0; i < half; i++) {
                 float c = angle[2 * i], s = (float)direction * angle[2 * i + 1];
@@ -656,43 +668,45 @@ static void rope(float *qkv, const float *table, int direction, int T, int d, in
 }
 
 // attention: y = concat_h(A_h v_h),  A_h = causal softmax(scale q_h k_h^T + b_h).
-//   qkv (T, 3d): q, k, v side by side, each H heads of dh; y (T, d)
+//   qkv (T, 2 qk + n): q, k, v side by side, each H heads; y (T, n)
+//   qk = d, or 0, ours: b alone decides where a head looks, not what stands there
 //   A (H, T, T), of which nothing above the diagonals is computed
 //   b (H, context) or NULL, ours: b_h[i - j] is added when token i looks at j
 //   scale = s / dh, the paper's 1/dh and not 1/sqrt(dh): then |score| <= s |q||k| in RMS norms
 // Per head: scores are at most beta_h = s |W_q||W_k| a^2 for |x| <= a, and the head is
 // |W_v| (1 + 2 beta_h)-Lipschitz; b costs nothing, A stays a convex combination: |A v| <= |v|.
 // Why the paper multiplies attention by 1/3: at s = 1, a = 1 and norms of 1 the constant is 1 + 2.
-static Mat head_of(float *x, int which, int of, int h, int T, int d, int H) {
-    return (Mat){x + (size_t)which * d + (size_t)h * (d / H), T, d / H, (size_t)of * d, 1};
-}
-
 static void attention_forward(float *y, float *A, float *qkv, const float *b, double scale,
-                              int context, int T, int d, int H) {
+                              int context, int T, int qk, int n, int H) {
+    int dh = qk / H, vh = n / H; // width of a head's q and k, and of its v
+    Mat in = mat(qkv, T, 2 * qk + n), out = mat(y, T, n);
     for (int h = 0; h < H; h++) {
-        Mat q = head_of(qkv, 0, 3, h, T, d, H), k = head_of(qkv, 1, 3, h, T, d, H);
-        Mat v = head_of(qkv, 2, 3, h, T, d, H), a = mat(A + (size_t)h * T * T, T, T);
+        Mat q = part(in, 0, h * dh, T, dh), k = part(in, 0, qk + h * dh, T, dh);
+        Mat v = part(in, 0, 2 * qk + h * vh, T, vh), a = mat(A + (size_t)h * T * T, T, T);
+        if (qk == 0) memset(a.p, 0, (size_t)T * T * sizeof(float));
         matmul(a, q, transposed(k), (float)scale, false, LOWER_OUT);
         for (int i = 0; i < T; i++) {
             if (b)
                 for (int j = 0; j <= i; j++) *at(a, i, j) += b[(size_t)h * context + (i - j)];
             softmax(at(a, i, 0), i + 1);
         }
-        matmul(head_of(y, 0, 1, h, T, d, H), a, v, 1, false, LOWER_LEFT);
+        matmul(part(out, 0, h * vh, T, vh), a, v, 1, false, LOWER_LEFT);
     }
 }
 
 // dA = dy v^T;  dv = A^T dy;  ds_ij = A_ij (dA_ij - sum_j A_ij dA_ij);  db_(i-j) += ds_ij;
-// dq = scale ds k;  dk = scale ds^T q.     dA (T, T) is scratch and becomes ds; dqkv (T, 3d) is
-// set; db (H, context) or NULL is added to.
+// dq = scale ds k;  dk = scale ds^T q.     dA (T, T) is scratch and becomes ds; dqkv (T, 2 qk + n)
+// is set; db (H, context) or NULL is added to.
 static void attention_backward(float *dqkv, float *dA, float *db, float *dy, float *A, float *qkv,
-                               double scale, int context, int T, int d, int H) {
+                               double scale, int context, int T, int qk, int n, int H) {
+    int dh = qk / H, vh = n / H;
+    Mat in = mat(qkv, T, 2 * qk + n), din = mat(dqkv, T, 2 * qk + n), ds = mat(dA, T, T);
     for (int h = 0; h < H; h++) {
-        Mat q = head_of(qkv, 0, 3, h, T, d, H), k = head_of(qkv, 1, 3, h, T, d, H);
-        Mat v = head_of(qkv, 2, 3, h, T, d, H), a = mat(A + (size_t)h * T * T, T, T);
-        Mat out = head_of(dy, 0, 1, h, T, d, H), ds = mat(dA, T, T);
+        Mat q = part(in, 0, h * dh, T, dh), k = part(in, 0, qk + h * dh, T, dh);
+        Mat v = part(in, 0, 2 * qk + h * vh, T, vh), a = mat(A + (size_t)h * T * T, T, T);
+        Mat out = part(mat(dy, T, n), 0, h * vh, T, vh);
         matmul(ds, out, transposed(v), 1, false, LOWER_OUT);
-        matmul(head_of(dqkv, 2, 3, h, T, d, H), transposed(a), out, 1, false, UPPER_LEFT);
+        matmul(part(din, 0, 2 * qk + h * vh, T, vh), transposed(a), out, 1, false, UPPER_LEFT);
         for (int i = 0; i < T; i++) {
             float *row = at(ds, i, 0), *p = at(a, i, 0), mean = 0;
             #pragma omp simd reduction(+ : mean)
@@ -701,8 +715,8 @@ static void attention_backward(float *dqkv, float *dA, float *db, float *dy, flo
             if (db)
                 for (int j = 0; j <= i; j++) db[(size_t)h * context + (i - j)] += row[j];
         }
-        matmul(head_of(dqkv, 0, 3, h, T, d, H), ds, k, (float)scale, false, LOWER_LEFT);
-        matmul(head_of(dqkv, 1, 3, h, T, d, H), transposed(ds), q, (float)scale, false,
+        matmul(part(din, 0, h * dh, T, dh), ds, k, (float)scale, false, LOWER_LEFT);
+        matmul(part(din, 0, qk + h * dh, T, dh), transposed(ds), q, (float)scale, false,
                UPPER_LEFT);
     }
 }
@@ -800,11 +814,12 @@ static int draw(float *logits, int V, double temperature, Rng *rng) {
 //   x = keep x + alpha phi(x W_in^T + b_in) W_out^T
 //   logits = x W_head^T + b_out                   no layer norm, no final norm
 //
-// The paper has keep = 1 - alpha, alpha = 1/(2L), factor = 1/3, phi = GELU/1.1289, no biases. All
-// but the last line is called the trunk below.
+// The paper has keep = 1 - alpha, alpha = 1/(2L), factor = 1/3, phi = GELU/1.1289, no biases. Ours:
+// x = [x, factor Attention(x)] W_o^T, and the MLP alike. All but the last line is called the trunk.
 
 enum { PATH_SIZE = 1024 };
 typedef enum { TIGHT, PAPER } Preset;
+typedef enum { CONVEX, PLAIN, CONCAT } Residual; // plain: keep = alpha = 1
 typedef enum { MUON, ADAMW } Optimizer;                                         // section 6
 typedef enum { SOFT, HARD, NORMALIZE, STIEFEL, HAMMER, DECAY } Constraint;      // section 7
 
@@ -814,7 +829,9 @@ typedef struct { // every setting of the program; section 10 gives names, defaul
     Preset preset;
     int width, heads, blocks, context, mlp_ratio, vocabulary; // the network
     Activation activation;
-    int position_bias, bias, per_head, plain_residual;        // 0 or 1
+    Residual residual;
+    int value_ratio, attention_blocks;                        // which have it; 0: all
+    int position_bias, position_only, bias, per_head;         // 0 or 1
     double alpha, attention_factor, softmax_scale;            // the paper's 1/(2L), 1/3 and s
     Optimizer optimizer;                                      // training
     int steps, batch, lanes, seed;
@@ -832,11 +849,11 @@ typedef struct { // every setting of the program; section 10 gives names, defaul
 static Config preset_config(Preset preset) {
     Config c = {.preset = preset, .data = "data/tinyshakespeare.txt", .log = "out/log.tsv",
                 .out = "out/lipgpt.safetensors", .model = "out/lipgpt.safetensors", .width = 256,
-                .heads = 4, .blocks = 3, .context = 256, .mlp_ratio = 4, .softmax_scale = 1,
-                .steps = 2000, .lanes = 8, .momentum = 0.9, .beta2 = 0.95, .mass = 32,
-                .share_bias = 0.1, .cap_embed = 1, .cap_bias = 0.25, .spectral_decay = 0.01,
-                .eval_windows = 512, .sample_every = 500, .tokens = 500, .temperature = 0.8,
-                .windows = 16, .stop = -1};
+                .heads = 4, .blocks = 3, .context = 256, .mlp_ratio = 4, .value_ratio = 1,
+                .softmax_scale = 1, .steps = 2000, .lanes = 8, .momentum = 0.9, .beta2 = 0.95,
+                .mass = 32, .share_bias = 0.1, .cap_embed = 1, .cap_bias = 0.25,
+                .spectral_decay = 0.01, .eval_windows = 512, .sample_every = 500, .tokens = 500,
+                .temperature = 0.8, .windows = 16, .stop = -1};
     if (preset == PAPER) {
         c.batch = 64, c.eval_every = 100, c.lr = 0.5;
         c.activation = GELU, c.alpha = 0, c.attention_factor = 1.0 / 3; // alpha 0: 1/(2L)
@@ -912,14 +929,21 @@ static float *values(const Model *m, float *base, Kind kind, int block) {
 }
 
 // The network's constants, rounded as it uses them: the certificate counts the same numbers.
-static double keep_of(const Config *c) { return c->plain_residual ? 1 : (float)(1 - c->alpha); }
-static double alpha_of(const Config *c) { return c->plain_residual ? 1 : (float)c->alpha; }
+static double keep_of(const Config *c) {
+    return c->residual == CONVEX ? (float)(1 - c->alpha) : c->residual == PLAIN;
+}
+static double alpha_of(const Config *c) { return c->residual == CONVEX ? (float)c->alpha : 1; }
 static double attention_alpha_of(const Config *c) {
-    return (float)((c->plain_residual ? 1 : c->alpha) * c->attention_factor);
+    return (float)((c->residual == CONVEX ? c->alpha : 1) * c->attention_factor);
 }
 static double score_scale_of(const Config *c) { // s / dh
     return (float)(c->softmax_scale * c->heads / c->width);
 }
+
+// Ours: no q and k, wider values, and columns of W_o and W_out for the stream itself.
+static int score_width(const Config *c) { return c->position_only ? 0 : c->width; }
+static int value_width(const Config *c) { return c->width * c->value_ratio; }
+static int beside_of(const Config *c) { return c->residual == CONCAT ? c->width : 0; }
 
 // add_tensor: the next one in memory; with no rows, a place in the table that stays empty.
 static void add_tensor(Model *m, Kind kind, int block, const char *name, int rows, int cols,
@@ -947,6 +971,7 @@ static void add_tensor(Model *m, Kind kind, int block, const char *name, int row
 static void model_plan(Model *m) {
     const Config *c = &m->config;
     int d = c->width, F = d * c->mlp_ratio, V = c->vocabulary;
+    int qk = score_width(c), n = value_width(c), beside = beside_of(c);
     int position_rows = c->position_bias ? c->heads : 0, bias_rows = c->bias ? 1 : 0;
     double end = 1 / (c->mass + 2), body = c->mass / (c->mass + 2);
     m->size = 0, m->count = c->blocks * KINDS;
@@ -957,15 +982,16 @@ static void model_plan(Model *m) {
     for (int l = 0; l < c->blocks; l++) {
         double mlp = g > 0 ? body / (6 * c->blocks) * pow(g, l + 1 - c->blocks) : body / 3;
         double qkv = g > 0 ? mlp / 2 : body, out = g > 0 ? mlp / 2 : body / 3;
-        add_tensor(m, W_Q, l, "attention.query.weight", d, d, c->cap_qk, qkv);
-        add_tensor(m, W_K, l, "attention.key.weight", d, d, c->cap_qk, qkv);
-        add_tensor(m, W_V, l, "attention.value.weight", d, d, c->cap_v, qkv);
-        add_tensor(m, POSITION, l, "attention.position_bias", position_rows, c->context, 0,
+        int here = c->attention_blocks == 0 || l < c->attention_blocks; // else no rows
+        add_tensor(m, W_Q, l, "attention.query.weight", here * qk, d, c->cap_qk, qkv);
+        add_tensor(m, W_K, l, "attention.key.weight", here * qk, d, c->cap_qk, qkv);
+        add_tensor(m, W_V, l, "attention.value.weight", here * n, d, c->cap_v, qkv);
+        add_tensor(m, POSITION, l, "attention.position_bias", here * position_rows, c->context, 0,
                    c->share_bias);
-        add_tensor(m, W_O, l, "attention.output.weight", d, d, c->cap_o, out);
+        add_tensor(m, W_O, l, "attention.output.weight", here * d, beside + n, c->cap_o, out);
         add_tensor(m, W_IN, l, "mlp.in.weight", F, d, c->cap_in, mlp);
         add_tensor(m, B_IN, l, "mlp.in.bias", bias_rows, F, c->cap_bias, c->share_bias);
-        add_tensor(m, W_OUT, l, "mlp.out.weight", d, F, c->cap_out, mlp);
+        add_tensor(m, W_OUT, l, "mlp.out.weight", d, beside + F, c->cap_out, mlp);
     }
     add_tensor(m, W_HEAD, 0, "head.weight", V, d, c->cap_head, end * c->share_head);
     add_tensor(m, B_OUT, 0, "head.bias", bias_rows, V, 0, c->share_bias);
@@ -1005,22 +1031,25 @@ static void orthogonal_init(float *W, int rows, int cols, double norm) {
 // position_init: ours. Head h of block l starts out looking h H^l tokens back (the digits of a
 // distance in base H), so that together the blocks can hand over any of the last H^L tokens from
 // the first step on. It costs nothing: A stays a convex combination. A bias of 6 gives that token
-// e^6 = 403 times the weight of another: most of it, even among 256.
+// e^6 = 403 times the weight of another: most of it, even among 256. Beside the stream itself no
+// head needs to look at its own token: the digits begin with first = 1 there, else with 0.
 #define POSITION_START 6
-static void position_init(const Tensor *t, float *b) {
-    double unit = pow(t->rows, t->block);
-    for (int h = 0; h < t->rows; h++)
-        if (h * unit < t->cols) b[(size_t)h * t->cols + (size_t)(h * unit)] = POSITION_START;
+static void position_init(const Tensor *t, float *b, int first) {
+    double unit = pow(t->rows + first, t->block);
+    for (int h = 0; h < t->rows; h++, b += t->cols)
+        if ((h + first) * unit < t->cols) b[(size_t)((h + first) * unit)] = POSITION_START;
 }
 
 // model_init: W_o, W_out, W_head, b_in and b_out start at zero; the other matrices
-// (semi-)orthogonal with norm min(1, cap), rows of E with RMS norm min(1, cap) (paper).
+// (semi-)orthogonal with norm min(1, cap), rows of E with RMS norm min(1, cap) (paper). With
+// --residual concat W_o and W_out are among the others: at zero nothing would pass.
 static void model_init(Model *m, Rng *rng) {
     for (Tensor *t = m->tensors; t < m->tensors + m->count; t++) {
         if (t->size == 0) continue;
         float *w = m->weights + t->offset;
-        if (t->kind == POSITION) position_init(t, w);
-        bool drawn = t->kind == EMBED || has_slices(t->kind) || t->kind == W_IN;
+        bool concat = m->config.residual == CONCAT, last = t->kind == W_O || t->kind == W_OUT;
+        bool drawn = t->kind == EMBED || has_slices(t->kind) || t->kind == W_IN || (concat && last);
+        if (t->kind == POSITION) position_init(t, w, concat);
         if (!drawn) continue;
         int rows = t->rows / t->slices;
         double norm = t->cap > 0 ? min(1, t->cap) : 1;
@@ -1040,7 +1069,7 @@ static void model_init(Model *m, Rng *rng) {
 // with the batch and a sequence stays in the cache of the core that works on it.
 typedef struct {
     float *x, *mid;     // (T, d) the stream before attention and before the MLP
-    float *qkv, *A, *y; // (T, 3d) after rope, (H, T, T), (T, d)
+    float *qkv, *A, *y; // (T, 2 qk + n) after rope, (H, T, T), (T, n)
     float *z;           // (T, F) before the activation
 } BlockState;
 
@@ -1048,22 +1077,23 @@ typedef struct {
     BlockState *blocks;         // L of them
     float *last, *logits;       // (T, d) after the last block, (T, V)
     float *a, *da;              // (T, F) after the activation
-    float *dx, *dy, *dqkv, *dA; // (T, d), (T, d), (T, 3d), (T, T)
+    float *dx, *dy, *dqkv, *dA; // (T, d), (T, n), (T, 2 qk + n), (T, T)
 } Workspace;
 
 // workspaces_create: one for every thread that may ask (omp_get_thread_num() indexes them).
 static Workspace *workspaces_create(const Config *c, int count) {
     size_t T = (size_t)c->context, Td = T * (size_t)c->width, TF = Td * (size_t)c->mlp_ratio;
+    size_t Tn = T * (size_t)value_width(c), row = 2 * T * (size_t)score_width(c) + Tn;
     Workspace *all = allocate((size_t)count, sizeof *all);
     for (Workspace *s = all; s < all + count; s++) {
         s->blocks = allocate((size_t)c->blocks, sizeof(BlockState));
         for (BlockState *b = s->blocks; b < s->blocks + c->blocks; b++) {
-            b->x = floats(Td), b->mid = floats(Td), b->y = floats(Td), b->z = floats(TF);
-            b->qkv = floats(3 * Td), b->A = floats(T * T * (size_t)c->heads);
+            b->x = floats(Td), b->mid = floats(Td), b->y = floats(Tn), b->z = floats(TF);
+            b->qkv = floats(row), b->A = floats(T * T * (size_t)c->heads);
         }
         s->last = floats(Td), s->logits = floats(T * (size_t)c->vocabulary);
-        s->a = floats(TF), s->da = floats(TF), s->dx = floats(Td), s->dy = floats(Td);
-        s->dqkv = floats(3 * Td), s->dA = floats(T * T);
+        s->a = floats(TF), s->da = floats(TF), s->dx = floats(Td), s->dy = floats(Tn);
+        s->dqkv = floats(row), s->dA = floats(T * T);
     }
     return all;
 }
@@ -1082,21 +1112,24 @@ static void workspaces_free(Workspace *all, const Config *c, int count) {
 static void forward(const Model *m, Workspace *s, int T) {
     const Config *c = &m->config;
     int d = c->width, H = c->heads, F = d * c->mlp_ratio, L = c->blocks, V = c->vocabulary;
+    int qk = score_width(c), n = value_width(c), cols = 2 * qk + n, beside = beside_of(c);
     double keep = keep_of(c), alpha = alpha_of(c), scale = score_scale_of(c);
     float *w = m->weights;
     for (int l = 0; l < L; l++) {
         BlockState *b = &s->blocks[l];
         float *next = l + 1 < L ? s->blocks[l + 1].x : s->last;
-        // W_q, W_k, W_v stand side by side in memory: one product makes q, k and v
-        linear_forward(b->qkv, b->x, values(m, w, W_Q, l), NULL, T, d, 3 * d);
-        rope(b->qkv, m->angles, 1, T, d, H);
-        attention_forward(b->y, b->A, b->qkv, values(m, w, POSITION, l), scale, c->context, T, d,
-                          H);
-        residual_forward(b->mid, b->x, b->y, values(m, w, W_O, l), keep, attention_alpha_of(c), T,
-                         d, d);
+        if (values(m, w, W_O, l)) { // one product makes q, k and v, whose weights lie side by side
+            linear_forward(b->qkv, b->x, values(m, w, qk ? W_Q : W_V, l), NULL, T, d, cols);
+            rope(b->qkv, m->angles, 1, T, cols, qk, H);
+            attention_forward(b->y, b->A, b->qkv, values(m, w, POSITION, l), scale, c->context, T,
+                              qk, n, H);
+            residual_forward(b->mid, b->x, b->y, values(m, w, W_O, l), keep,
+                             attention_alpha_of(c), T, beside, n, d);
+        } else
+            memcpy(b->mid, b->x, (size_t)T * d * sizeof(float));
         linear_forward(b->z, b->mid, values(m, w, W_IN, l), values(m, w, B_IN, l), T, d, F);
         activation_forward(s->a, b->z, c->activation, T, F);
-        residual_forward(next, b->mid, s->a, values(m, w, W_OUT, l), keep, alpha, T, F, d);
+        residual_forward(next, b->mid, s->a, values(m, w, W_OUT, l), keep, alpha, T, beside, F, d);
     }
     linear_forward(s->logits, s->last, values(m, w, W_HEAD, 0), values(m, w, B_OUT, 0), T, d, V);
 }
@@ -1106,6 +1139,7 @@ static void forward(const Model *m, Workspace *s, int T) {
 static void backward(const Model *m, Workspace *s, float *g, int T) {
     const Config *c = &m->config;
     int d = c->width, H = c->heads, F = d * c->mlp_ratio, L = c->blocks, V = c->vocabulary;
+    int qk = score_width(c), n = value_width(c), cols = 2 * qk + n, beside = beside_of(c);
     double keep = keep_of(c), alpha = alpha_of(c), scale = score_scale_of(c);
     float *w = m->weights;
     memset(s->dx, 0, (size_t)T * d * sizeof(float));
@@ -1114,18 +1148,19 @@ static void backward(const Model *m, Workspace *s, float *g, int T) {
     for (int l = L - 1; l >= 0; l--) {
         BlockState *b = &s->blocks[l];
         activation_forward(s->a, b->z, c->activation, T, F); // cheaper than keeping it
-        residual_backward(s->dx, s->da, values(m, g, W_OUT, l), s->a, values(m, w, W_OUT, l),
-                          keep, alpha, T, F, d);
+        residual_backward(s->dx, s->da, values(m, g, W_OUT, l), s->dqkv, b->mid, s->a,
+                          values(m, w, W_OUT, l), keep, alpha, T, beside, F, d);
         activation_backward(s->da, b->z, c->activation, T, F);
         linear_backward(s->dx, values(m, g, W_IN, l), values(m, g, B_IN, l), s->da, b->mid,
                         values(m, w, W_IN, l), T, d, F);
-        residual_backward(s->dx, s->dy, values(m, g, W_O, l), b->y, values(m, w, W_O, l), keep,
-                          attention_alpha_of(c), T, d, d);
+        if (!values(m, w, W_O, l)) continue; // no attention here
+        residual_backward(s->dx, s->dy, values(m, g, W_O, l), s->dqkv, b->x, b->y,
+                          values(m, w, W_O, l), keep, attention_alpha_of(c), T, beside, n, d);
         attention_backward(s->dqkv, s->dA, values(m, g, POSITION, l), s->dy, b->A, b->qkv, scale,
-                           c->context, T, d, H);
-        rope(s->dqkv, m->angles, -1, T, d, H);
-        linear_backward(s->dx, values(m, g, W_Q, l), NULL, s->dqkv, b->x, values(m, w, W_Q, l), T,
-                        d, 3 * d);
+                           c->context, T, qk, n, H);
+        rope(s->dqkv, m->angles, -1, T, cols, qk, H);
+        linear_backward(s->dx, values(m, g, qk ? W_Q : W_V, l), NULL, s->dqkv, b->x,
+                        values(m, w, qk ? W_Q : W_V, l), T, d, cols);
     }
 }
 
@@ -1568,9 +1603,11 @@ static void measure_slice(const Model *m, const Slice *slice, void *unused) {
 //       max|ds| max|v|: no factor 2 for the softmax. |ds_ij| <= s(|dq||k| + |q||dk|), so a head is
 //       F_h = |W_v^h| (1 + 2 beta_h)-Lipschitz.
 //   (5) |concat_h y_h|^2 = mean_h |y_h|^2: heads enter as a root mean square.
-//   (6) keep x + alpha F(x) is at most keep + alpha Lip(F), and as large as keep a + alpha |F|.
-//   (7) The MLP: |W_out| slope |W_in|; |F| <= |W_out| shrink (|W_in| a + |b_in|): biases cost
-//       nothing in K, but they enlarge a, and with it the scores of later blocks.
+//   (6) keep x + alpha W F(x) is at most keep + alpha |W| Lip(F), and as large as keep a + alpha
+//       |W||F|. W [x; alpha F(x)], F of I numbers: |W| times the root mean square of 1 and alpha
+//       Lip(F), or of a and alpha |F|, d and I times each.
+//   (7) The MLP: Lip(F) = slope |W_in|; |F| <= shrink (|W_in| a + |b_in|): biases cost nothing in
+//       K, but they enlarge a, and with it the scores of later blocks.
 //   (8) Constants multiply: K = product over the layers, each with the a that arrives there.
 
 // score_bound: (3), beta_h for inputs of norm up to a.
@@ -1578,6 +1615,17 @@ static double score_bound(const Model *m, int block, int head, double a) {
     const Config *c = &m->config;
     return score_scale_of(c) * c->width / c->heads * tensor(m, W_Q, block)->heads[head].upper *
            tensor(m, W_K, block)->heads[head].upper * a * a;
+}
+
+// residual_bound: (6) for W = W_o or W_out, from the constants of x and of F, or from their norms.
+static double residual_bound(const Model *m, Kind kind, int block, double x, double F) {
+    const Config *c = &m->config;
+    const Tensor *t = tensor(m, kind, block);
+    double W = t->norm.upper, alpha = kind == W_O ? attention_alpha_of(c) : alpha_of(c);
+    int d = beside_of(c), I = t->cols - d;
+    if (t->size == 0) return x; // a block without attention
+    if (d) return W * sqrt((d * square(x) + I * square(alpha * F)) / t->cols);
+    return keep_of(c) * x + alpha * W * F;
 }
 
 // compose: the sound bound of the table's norms, layer by layer, as log10 (K may pass 10^308). A
@@ -1588,24 +1636,22 @@ static double score_bound(const Model *m, int block, int head, double a) {
 static void compose(const Model *m, double radius, Certificate *out) {
     const Config *c = &m->config;
     int H = c->heads;
-    double keep = keep_of(c), alpha = alpha_of(c), attention_alpha = attention_alpha_of(c);
     double slope = c->activation == GELU ? GELU_SLOPE / GELU_DIVISOR : 1; // of phi
     double shrink = c->activation == GELU ? 1 / GELU_DIVISOR : 1;         // |phi(z)| <= shrink |z|
     double a = radius, log_K = 0, most = 0;
     for (int l = 0; l < c->blocks; l++) {
-        double o = norm(m, W_O, l), in = norm(m, W_IN, l), w_out = norm(m, W_OUT, l);
-        double b_in = c->bias ? norm(m, B_IN, l) : 0, F2 = 0, v2 = 0;
+        double in = norm(m, W_IN, l), b_in = c->bias ? norm(m, B_IN, l) : 0, F2 = 0, v2 = 0;
         for (int h = 0; h < H; h++) {
             double v = tensor(m, W_V, l)->heads[h].upper;
             F2 += square(v * (1 + 2 * score_bound(m, l, h, a))) / H; // (4) (5)
             v2 += square(v) / H;                                          // (2) (5)
         }
-        log_K += log10(keep + attention_alpha * o * sqrt(F2)); // (6)
-        a = keep * a + attention_alpha * o * sqrt(v2) * a;
+        log_K += log10(residual_bound(m, W_O, l, 1, sqrt(F2))); // (6)
+        a = residual_bound(m, W_O, l, a, sqrt(v2) * a);
         out->layers[2 * l].activation = a, out->layers[2 * l].log10_sound = log_K;
         most = max(most, fabs(log_K));
-        log_K += log10(keep + alpha * w_out * slope * in); // (6) (7)
-        a = keep * a + alpha * w_out * shrink * (in * a + b_in);
+        log_K += log10(residual_bound(m, W_OUT, l, 1, slope * in)); // (6) (7)
+        a = residual_bound(m, W_OUT, l, a, shrink * (in * a + b_in));
         out->layers[2 * l + 1].activation = a, out->layers[2 * l + 1].log10_sound = log_K;
         most = max(most, fabs(log_K));
     }
@@ -1620,18 +1666,16 @@ static void compose(const Model *m, double radius, Certificate *out) {
 // path: it can be exceeded (dev/certificate.md, section 9, has a network).
 static void paper_bound(const Model *m, Certificate *out) {
     const Config *c = &m->config;
-    double keep = keep_of(c), alpha = alpha_of(c), attention_alpha = attention_alpha_of(c);
     double shrink = c->activation == GELU ? 1 / GELU_DIVISOR : 1;
     double a = 1, log_K = log10(norm(m, EMBED, 0));
     for (int l = 0; l < c->blocks; l++) {
-        double q = norm(m, W_Q, l), k = norm(m, W_K, l);
-        double value = attention_alpha * norm(m, W_O, l) * norm(m, W_V, l);
-        double mlp = alpha * norm(m, W_OUT, l) * norm(m, W_IN, l) * shrink;
-        log_K += log10(keep + value * (1 + 2 * a * a * q * k) * c->softmax_scale);
-        a = keep * a + value * a;
+        double q = norm(m, W_Q, l), k = norm(m, W_K, l), v = norm(m, W_V, l);
+        double mlp = norm(m, W_IN, l) * shrink, head = v * (1 + 2 * a * a * q * k);
+        log_K += log10(residual_bound(m, W_O, l, 1, head * c->softmax_scale));
+        a = residual_bound(m, W_O, l, a, v * a);
         out->layers[2 * l].log10_paper = log_K;
-        log_K += log10(keep + mlp);
-        a = keep * a + mlp * a;
+        log_K += log10(residual_bound(m, W_OUT, l, 1, mlp));
+        a = residual_bound(m, W_OUT, l, a, mlp * a);
         out->layers[2 * l + 1].log10_paper = log_K;
     }
     out->log10_paper = log_K + log10(norm(m, W_HEAD, 0));
@@ -1685,6 +1729,7 @@ static void print_layers(const Model *m, const Certificate *k, const double *see
         bool attention = i >= 0 && i % 2 == 0;
         char name[64] = "embedding", largest[32] = "-";
         if (i >= 0) snprintf(name, sizeof name, "blocks.%d.%s", i / 2, i % 2 ? "mlp" : "attention");
+        if (attention && !tensor(m, W_O, i / 2)->size) continue;
         if (i >= 0) row = k->layers[i];
         if (seen) snprintf(largest, sizeof largest, "%.6g", seen[i + 1]);
         printf("%s\t%.6g\t%s\t%s\t%s\t", name, row.activation, largest,
@@ -1733,9 +1778,11 @@ static void check_promise(const Model *m, const Certificate *k, int step, const 
 // weights is at most the bound at the caps, so at most the budget, after every single step.
 
 // scale_caps: the budget's one knob: scores, MLP and output head times `factor`. W_v and W_o stay
-// as they are: with norms of about 1 they hand tokens over whole, which costs next to nothing.
+// as they are: with norms of about 1 they hand tokens over whole, which costs next to nothing. Nor
+// does a layer of --residual concat lose anything at norms of 1: there the head takes it all.
 static void scale_caps(Config *c, double factor) {
-    c->cap_qk *= factor, c->cap_in *= factor, c->cap_out *= factor, c->cap_head *= factor;
+    c->cap_head *= factor;
+    if (c->residual != CONCAT) c->cap_qk *= factor, c->cap_in *= factor, c->cap_out *= factor;
 }
 
 // bound_at_caps: log10 of the sound bound that the caps times `factor` allow. Unless heads are
@@ -1945,7 +1992,8 @@ enum { TRAIN = 1, EVAL = 2, CERTIFY = 4, SAMPLE = 8, // the commands that take i
        SAVED = 16,    // goes into the checkpoint
        AGAIN = 32,    // may be given when a run is resumed
        BUDGETED = 64, // a cap: not beside --lipschitz, which chooses them
-       LATER = 128,   // checkpoints were written without it: there it is 0, which means as before
+       LATER = 128,   // checkpoints were written without it: its least, or first word, is as before
+       FORMER = 256,  // stands in older checkpoints only: the earlier name of a setting
        KEPT = TRAIN | SAVED };
 
 typedef struct {
@@ -1960,6 +2008,7 @@ typedef struct {
 
 static const char *const preset_words[] = {"tight", "paper", NULL};
 static const char *const activation_words[] = {"gelu", "maxmin", NULL};
+static const char *const residual_words[] = {"convex", "plain", "concat", NULL};
 static const char *const optimizer_words[] = {"muon", "adamw", NULL};
 static const char *const constraint_words[] = {"soft",    "hard",   "normalize",
                                                "stiefel", "hammer", "decay", NULL};
@@ -1998,6 +2047,13 @@ static const Option options[] = {
     INT("context", context, 1, 1 << 16, KEPT, "tokens of a window, T"),
     INT("mlp-ratio", mlp_ratio, 1, 64, KEPT, "hidden units per unit of width"),
     WORD("activation", activation, "gelu|maxmin (ours)"),
+    {"residual", CHOICE, AT(residual), 0, 0, KEPT | LATER,
+     "convex|plain: x + F(x)|concat: W [x; F(x)] (ours)", residual_words},
+    INT("value-ratio", value_ratio, 1, 64, KEPT | LATER, "values per unit of width (ours)"),
+    INT("attention-blocks", attention_blocks, 0, 1 << 10, KEPT | LATER,
+        "the first ones, which alone have attention; 0 = all (ours)"),
+    INT("position-only", position_only, 0, 1, KEPT | LATER,
+        "no q and k: heads look at where, not at what (ours)"),
     FLAG("position-bias", position_bias, "learned score bias per head and distance (ours)"),
     FLAG("bias", bias, "biases in the MLP and on the logits (ours)"),
     GROUP("optimizer"),
@@ -2020,7 +2076,6 @@ static const Option options[] = {
     NUM("spectral-decay", spectral_decay, 0, 1, KEPT, "of --constraint decay: taken off the top"),
     GROUP("research knobs"),
     NUM("alpha", alpha, 0, 0.99, KEPT, "weight of a layer in the stream; 0 = the paper's 1/(2L)"),
-    FLAG("plain-residual", plain_residual, "x + F(x), not a convex mix"),
     NUM("attention-factor", attention_factor, 1e-3, 1e3, KEPT, "the paper's 1/3"),
     NUM("softmax-scale", softmax_scale, 1e-3, 1e6, KEPT, "s in s q.k / dh"),
     FLAG("per-head", per_head, "update and cap every head's q, k, v on its own (ours)"),
@@ -2031,6 +2086,7 @@ static const Option options[] = {
     NUM("share-growth", share_growth, 0, 1e3, KEPT | LATER,
         "of steps with depth: 8 in the paper's headline; 0 = none"),
     INT("lanes", lanes, 1, 1 << 10, KEPT, "parts of a batch: most threads used"),
+    INT("plain-residual", residual, CONVEX, PLAIN, FORMER, "now --residual"),
     INT("stop", stop, -1, 1e9, TRAIN | AGAIN, "save and stop at this step, to resume; -1 = never"),
 };
 enum { OPTIONS = sizeof options / sizeof *options };
@@ -2504,9 +2560,10 @@ static Model *checkpoint_load(const char *path, bool to_train, Data *vocabulary,
                               Progress *progress) {
     File f = open_tensors(path);
     Config c = preset_config(TIGHT);
-    char source[PATH_SIZE + 32];
+    char source[PATH_SIZE + 32], least[32];
     const char *format = metadata_of(&f, "format", NULL, NULL);
-    if (strcmp(format, "lipgpt 2") && strcmp(format, "lipgpt 3"))
+    bool second = !strcmp(format, "lipgpt 2"); // there alpha is called residual
+    if (!second && strcmp(format, "lipgpt 3"))
         die(REFETCH, "%s: format %s, expected lipgpt 2 or 3", path, format);
     snprintf(source, sizeof source, "%s: ", path);
     char *settings = metadata_of(&f, "settings", NULL, "");
@@ -2520,9 +2577,12 @@ static Model *checkpoint_load(const char *path, bool to_train, Data *vocabulary,
     for (const Option *o = options; o < options + OPTIONS; o++) {
         const char *older = o->offset == AT(alpha) ? "residual"
                             : o->offset == AT(momentum) ? "beta" : NULL;
-        const char *absent = o->use & LATER ? "0" : NULL;
-        if (o->use & SAVED)
-            set_option(&c, o, metadata_of(&f, o->name, older, absent), source, 1);
+        bool there = find(&f, f.header, f.end, o->name);
+        snprintf(least, sizeof least, "%g", o->low);
+        if (o->use & LATER && (second || !there))
+            set_option(&c, o, o->words ? o->words[0] : least, source, 1);
+        else if (o->use & SAVED || (o->use & FORMER && there))
+            set_option(&c, o, metadata_of(&f, o->name, older, NULL), source, 1);
     }
     *vocabulary = read_vocabulary(&f);
     progress->step = (int)metadata_number(&f, "step", INT_MAX);
