@@ -187,7 +187,8 @@ static void fill_rows(float *w, int rows, int cols, double norm, Rng *rng) { // 
 
 // Sizes of the small network: T tokens of at most CONTEXT, I inputs and O outputs of a layer.
 enum { T = 7, I = 6, O = 5, H = 3, D = 12, CONTEXT = 10, POOL = 1024 };
-enum { BIASED = PAPER + 1, PLAIN, VARIANTS }; // the presets, and two more kinds of network
+// Kinds of network: the presets, and four more.
+enum { BIASED = PAPER + 1, SUM, CONCATENATED, POSITIONAL, VARIANTS };
 
 // small: a preset made small, without its budget.
 static Config small(Preset preset, int d, int H, int L, int V) {
@@ -210,7 +211,12 @@ static Config tiny(int variant) {
     Config c = small(variant == TIGHT ? TIGHT : PAPER, D, H, 2, 11);
     c.mlp_ratio = 2;
     if (variant == BIASED) c.activation = MAXMIN, c.bias = 1, c.softmax_scale = 2, c.alpha = 0.3;
-    if (variant == PLAIN) c.plain_residual = c.position_bias = 1;
+    if (variant == SUM) c.residual = PLAIN, c.position_bias = 1;
+    if (variant == CONCATENATED) c.residual = CONCAT, c.per_head = c.bias = 1, c.value_ratio = 2;
+    if (variant == POSITIONAL) {
+        c.residual = CONCAT, c.value_ratio = 2, c.attention_blocks = 1, c.attention_factor = 1;
+        c.position_only = c.position_bias = c.bias = c.per_head = 1;
+    }
     return c;
 }
 
@@ -284,6 +290,7 @@ static const uint16_t ids[] = {3, 1, 4, 1, 0, 3, 2, 0};
 static const double difference_step = DOUBLE ? 3e-4 : 0.05, layer_limit = DOUBLE ? 1e-8 : 2e-3;
 static Activation phi;
 static float *position_bias; // B or NULL
+static int score_columns, value_columns, stream_columns; // qk, n; beside
 static Lab the;              // network whose loss is meant
 
 static void check_gradient(double (*loss)(void), float *x, const float *gradient, size_t n,
@@ -318,13 +325,16 @@ static float *minus_one(float *gradient) { // what was added to a gradient since
 static double embedding_loss(void) { return embedding_forward(Y, W, ids, T, D), dot(C, Y, T * D); }
 static double linear_loss(void) { return linear_forward(Y, X, W, B, T, I, O), dot(C, Y, T * O); }
 static double residual_loss(void) {
-    return residual_forward(Y, X, P, W, 0.7, 0.4, T, I, D), dot(C, Y, T * D);
+    residual_forward(Y, X, P, W, 0.7, 0.4, T, stream_columns, I, D);
+    return dot(C, Y, T * D);
 }
 static double rope_loss(void) {
-    return memcpy(Y, X, sizeof Y), rope(Y, the.m->angles, 1, T, D, H), dot(C, Y, T * 3 * D);
+    memcpy(Y, X, sizeof Y), rope(Y, the.m->angles, 1, T, 3 * D, D, H);
+    return dot(C, Y, T * 3 * D);
 }
 static double attention_loss(void) {
-    return attention_forward(Y, W, X, position_bias, 0.6, CONTEXT, T, D, H), dot(C, Y, T * D);
+    attention_forward(Y, W, X, position_bias, 0.6, CONTEXT, T, score_columns, value_columns, H);
+    return dot(C, Y, T * value_columns);
 }
 static double activation_loss(void) {
     return activation_forward(Y, X, phi, T, I), dot(C, Y, T * I);
@@ -343,21 +353,29 @@ static void test_layer_gradients(void) {
     check_gradient(linear_loss, X, minus_one(dX), T * I, layer_limit, "linear: dx");
     check_gradient(linear_loss, W, minus_one(dW), O * I, layer_limit, "linear: dW");
     check_gradient(linear_loss, B, minus_one(dB), O, layer_limit, "linear: db");
-    fresh(3);
-    residual_backward(dY, dB, dW, P, W, 0.7, 0.4, T, I, D);
-    check_gradient(residual_loss, X, dY, T * D, layer_limit, "residual: dx");
-    check_gradient(residual_loss, P, dB, T * I, layer_limit, "residual: dh");
-    check_gradient(residual_loss, W, minus_one(dW), D * I, layer_limit, "residual: dW");
+    for (int i = 0; i < 2; i++) {
+        stream_columns = i * D;
+        fresh(3);
+        residual_backward(dY, dB, dW, Y, X, P, W, 0.7, 0.4, T, stream_columns, I, D);
+        check_gradient(residual_loss, X, dY, T * D, layer_limit, "residual: dx");
+        check_gradient(residual_loss, P, dB, T * I, layer_limit, "residual: dh");
+        check_gradient(residual_loss, W, minus_one(dW), D * (stream_columns + I), layer_limit,
+                       "residual: dW");
+    }
     fresh(4);
-    rope(dY, the.m->angles, -1, T, D, H);
+    rope(dY, the.m->angles, -1, T, 3 * D, D, H);
     check_gradient(rope_loss, X, dY, T * 3 * D, layer_limit, "rope: dqkv");
-    for (int biased = 0; biased < 2; biased++) {
+    for (int i = 0; i < 4; i++) { // with q and k and without, values as wide as them or wider
+        bool biased = i > 0;
+        score_columns = i < 3 ? D : 0, value_columns = i < 2 ? D : 2 * D;
         fresh(5 + (uint64_t)biased);
         position_bias = biased ? B : NULL;
         attention_loss(); // leaves A in W
         memset(Y, 0, sizeof Y);
-        attention_backward(dX, Y, biased ? dB : NULL, C, W, X, 0.6, CONTEXT, T, D, H);
-        check_gradient(attention_loss, X, dX, T * 3 * D, layer_limit, "attention: dqkv");
+        attention_backward(dX, Y, biased ? dB : NULL, C, W, X, 0.6, CONTEXT, T, score_columns,
+                           value_columns, H);
+        check_gradient(attention_loss, X, dX, T * (2 * score_columns + value_columns), layer_limit,
+                       "attention: dqkv");
         if (!biased) continue;
         check_gradient(attention_loss, B, minus_one(dB), H * CONTEXT, layer_limit, "attention: db");
     }
@@ -703,8 +721,8 @@ static void test_attention(void) {
     for (int biased = 0; biased < 2; biased++) {
         fresh(13);
         memcpy(P, X, sizeof P);
-        rope(X, the.m->angles, 1, T, D, H);
-        attention_forward(Y, W, X, biased ? B : NULL, 0.6, CONTEXT, T, D, H);
+        rope(X, the.m->angles, 1, T, ROW, D, H);
+        attention_forward(Y, W, X, biased ? B : NULL, 0.6, CONTEXT, T, D, D, H);
         for (int h = 0; h < H; h++)
             for (int i = 0; i < T; i++) {
                 double p[T], sum = 0;
@@ -768,17 +786,20 @@ static void test_presets(void) {
     near(attention_alpha_of(&c), (double)(float)(1.0 / 18), 1e-15, "paper: alpha / 3, L = 3");
     near(keep_of(&c), (double)(float)(5.0 / 6), 1e-15, "paper: 1 - alpha");
     expect(c.activation == GELU && c.cap_embed == 1 && c.softmax_scale == 1 && c.mass == 32);
-    expect(!c.bias && !c.position_bias && !c.per_head && !c.plain_residual && c.lipschitz == 0);
+    expect(!c.bias && !c.position_bias && !c.per_head && !c.residual && c.lipschitz == 0);
+    expect(c.value_ratio == 1 && !c.attention_blocks && !c.position_only);
     expect(is_constrained(&c) && is_constrained(&tight) && tight.lipschitz == 100);
 }
 
 // model_init: slices of q, k, v, in at norm min(1, cap), rows of E at min(1, cap), position biases
-// at the digits of a distance, the rest zero. The matrices are square, wide and tall.
+// at the digits of a distance, the rest zero; concatenated, out and o are drawn, too, and digits
+// begin with 1. The matrices are square, wide and tall.
 static void test_init(void) {
     static const int sizes[][2] = {{64, 4}, {64, 32}, {2, 1}}; // width: one pass of orthogonalize
-    for (int trial = 0; trial < 6; trial++) {                  // alone would not do for 64; heads
-        Config c = tiny(trial % 2);
-        c.width = sizes[trial / 2][0], c.heads = sizes[trial / 2][1], c.cap_embed = 0.8;
+    for (int trial = 0; trial < 8; trial++) {                  // alone would not do for 64; heads
+        Config c = tiny(trial < 6 ? trial % 2 : trial % 2 ? POSITIONAL : CONCATENATED);
+        bool concat = c.residual == CONCAT;
+        c.width = sizes[trial / 2 % 3][0], c.heads = sizes[trial / 2 % 3][1], c.cap_embed = 0.8;
         if (trial / 2) c.cap_qk = c.cap_in = 0.3;
         Model *m = model_create(&c);
         Rng rng = {60};
@@ -788,9 +809,12 @@ static void test_init(void) {
             double wanted = t->cap > 0 ? min(1, t->cap) : 1, unit = unit_of(rows, cols), sigma[64];
             float *w = m->weights + t->offset;
             bool matrix = has_slices(t->kind) || t->kind == W_IN;
+            if (concat && (t->kind == W_O || t->kind == W_OUT)) matrix = true;
+            if (!t->size) continue;
             for (int j = 0; j < (int)t->size && !matrix && t->kind != EMBED; j++) {
                 int h = j / cols, distance = j % cols; // head h of block l looks h H^l back
-                bool first = t->kind == POSITION && distance == h * pow(c.heads, t->block);
+                double back = (h + concat) * pow(c.heads + concat, t->block);
+                bool first = t->kind == POSITION && distance == back;
                 expect(w[j] == (float)(first ? POSITION_START : 0));
             }
             for (int r = 0; r < rows && t->kind == EMBED; r++)
@@ -1111,7 +1135,7 @@ static Bracket *bracket(Tensor *t, int head) { return head < 0 ? &t->norm : &t->
 
 static void random_norms(Model *m, double low, double high, Rng *rng) { // of the table, heads, too
     EACH(t, m)
-        for (int head = -1; t->heads && head < m->config.heads; head++)
+        for (int head = -1; t->size && head < m->config.heads; head++)
             bracket(t, head)->upper = between(low, high, rng);
 }
 
@@ -1196,7 +1220,9 @@ static Config random_config(int index, Rng *rng) {
     c.mlp_ratio = 1 + (int)rng_below(rng, 2), c.activation = rng_below(rng, 3) ? MAXMIN : GELU;
     c.softmax_scale = scales[rng_below(rng, 3)];
     c.position_bias = (int)rng_below(rng, 2), c.bias = (int)rng_below(rng, 2);
-    c.per_head = (int)rng_below(rng, 2), c.plain_residual = (int)rng_below(rng, 2);
+    c.per_head = (int)rng_below(rng, 2), c.residual = (Residual)rng_below(rng, 3);
+    c.value_ratio = 1 + (int)rng_below(rng, 2), c.position_only = rng_below(rng, 4) == 0;
+    c.attention_blocks = (int)rng_below(rng, 3); // 0: in all
     c.attention_factor = rng_below(rng, 2) ? 1.0 / 3 : 1;
     c.alpha = rng_below(rng, 2) ? 0.5 : rng_below(rng, 2) ? 0.5 / c.blocks : 0.9;
     return c;
@@ -1314,7 +1340,7 @@ static void test_compose_at_the_ends(void) {
     float rows[3] = {1, (float)NAN, 3}, x[2] = {1, 1}, h[2] = {0}, W[4] = {0}, y[2];
     double kept = 1;
     expect(isnan(largest_row(rows, 3, 1)));
-    residual_forward(y, x, h, W, keep_of(&c), alpha_of(&c), 1, 2, 2);
+    residual_forward(y, x, h, W, keep_of(&c), alpha_of(&c), 1, 0, 2, 2);
     for (int layer = 0; layer < 2 * c.blocks; layer++) kept *= (double)y[0];
     compose(lab.m, 1, &lab.certificate);
     expect(log10(kept) <= lab.certificate.log10_trunk);
@@ -1329,19 +1355,31 @@ static void test_compose_at_the_ends(void) {
 
 // (2), (5), (6) and both activation bounds are reached, and the MLP's and the head's constants too:
 // every matrix W_ij = norm / I maps c (1 .. 1) to norm c (1 .. 1), so the network acts on constant
-// tokens as a chain of scalars, each layer with all of its norm, biases included.
+// tokens as a chain of scalars, each layer with all of its norm, biases included. Concatenated, the
+// rows of W_o and W_out are instead along [x; F(x)], which has the direction of its differences.
 static void test_layers_are_tight(void) {
-    for (int i = 0; i < 24; i++) {
+    for (int i = 0; i < 36; i++) {
         Rng rng = {(uint64_t)i + 7};
         Config c = bare(16, 1 << i / 3 % 3, 3, 10);
-        c.activation = i % 3 ? MAXMIN : GELU, c.bias = 1, c.plain_residual = i / 6 % 2;
-        c.attention_factor = i % 2 ? 1 : 0.5;
+        bool concat = i / 12 == CONCAT;
+        c.residual = (Residual)(i / 12), c.activation = i % 3 || concat ? MAXMIN : GELU;
+        c.attention_factor = i % 2 ? 1 : 0.5, c.bias = !concat, c.value_ratio = 1 + i / 6 % 2;
+        c.attention_blocks = concat ? i % 3 : 0;
         Lab lab = lab_create(&c);
         EACH(t, lab.m) {
             bool zero = t->kind == W_Q || t->kind == W_K || t->kind == POSITION;
-            double entry = (0.5 + 1.5 * rng_uniform(&rng)) / (is_matrix(t->kind) ? t->cols : 1);
+            double norm = 0.5 + 1.5 * rng_uniform(&rng);
+            double entry = is_matrix(t->kind) ? norm / t->cols : norm;
             for (size_t j = 0; j < t->size && !zero; j++)
                 lab.m->weights[t->offset + j] = (float)entry;
+            if (!concat || !t->size || (t->kind != W_O && t->kind != W_OUT)) continue;
+            Tensor *inner = tensor(lab.m, t->kind == W_O ? W_V : W_IN, t->block);
+            double F = (double)lab.m->weights[inner->offset] * inner->cols; // for x = 1
+            if (t->kind == W_O) F *= c.attention_factor;
+            double size = 16 + square(F) * (t->cols - 16);
+            for (int j = 0; j < (int)t->size; j++)
+                lab.m->weights[t->offset + (size_t)j] =
+                    (float)(norm * (j % t->cols < 16 ? 1 : F) / sqrt(size * t->cols));
         }
         double h = !DOUBLE && c.activation != GELU ? 0.02 : 1e-3; // the others are linear here
         sound(&lab);
@@ -1396,6 +1434,14 @@ static void test_paper_bound(void) {
     }
 }
 
+// combined: a stream and a layer of I numbers, by (6) or (6') of dev/certificate.md.
+static double combined(const Config *c, double factor, double W, double x, double F, int I) {
+    double alpha = (double)(float)((c->residual == CONVEX ? c->alpha : 1) * factor); // as used
+    double keep = c->residual == CONVEX ? (double)(float)(1 - c->alpha) : 1;
+    if (c->residual != CONCAT) return x * keep + alpha * W * F;
+    return W * sqrt((c->width * x * x + I * alpha * F * alpha * F) / (c->width + I));
+}
+
 // The sound bound at random norms, per head, against dev/certificate.md evaluated here, for every
 // kind of network. So K rises with every norm and with the radius, as that formula does, and q, k,
 // v count by their slices, not as a whole.
@@ -1406,26 +1452,29 @@ static void test_sound_bound(void) {
         Lab lab = lab_create(&c);
         const Model *m = lab.m;
         random_norms(lab.m, 0.2, 2.2, &rng);
-        bool plain = c.plain_residual, gelu = c.activation == GELU;
-        double a = 0.9, K = 1, alpha = plain ? 1 : (double)(float)c.alpha; // as it is used
-        double keep = plain ? 1 : (double)(float)(1 - c.alpha);
-        double mixed = (double)(float)((plain ? 1 : c.alpha) * c.attention_factor);
+        bool gelu = c.activation == GELU;
+        int d = c.width;
+        double a = 0.9, K = 1;
         compose(m, a, &lab.certificate);
         for (int l = 0; l < c.blocks; l++) {
             const Layer *layer = &lab.certificate.layers[2 * l];
-            double F2 = 0, v2 = 0, o = norm(m, W_O, l);
+            double F2 = 0, v2 = 0, o = norm(m, W_O, l), factor = c.attention_factor;
             for (int h = 0; h < c.heads; h++) {
                 double v = tensor(m, W_V, l)->heads[h].upper, q = tensor(m, W_Q, l)->heads[h].upper;
                 double b = c.softmax_scale * q * tensor(m, W_K, l)->heads[h].upper * a * a;
-                F2 += v * v * (1 + 2 * b) * (1 + 2 * b), v2 += v * v;
+                if (c.position_only) b = 0;
+                F2 += v * v * (1 + 2 * b) * (1 + 2 * b) / c.heads, v2 += v * v / c.heads;
             }
-            K = K * keep + mixed * K * o * sqrt(F2 / c.heads);
-            a = a * keep + mixed * a * o * sqrt(v2 / c.heads);
+            if (c.attention_blocks == 0 || l < c.attention_blocks) {
+                K *= combined(&c, factor, o, 1, sqrt(F2), d * c.value_ratio);
+                a = combined(&c, factor, o, a, a * sqrt(v2), d * c.value_ratio);
+            }
             near(layer[0].activation, a, 1e-12, "compose: activations after attention");
             near(pow(10, layer[0].log10_sound), K, 1e-12, "compose: K after attention");
-            double in = norm(m, W_IN, l), w = norm(m, W_OUT, l), b_in = norm(m, B_IN, l);
-            K = K * keep + alpha * K * w * in * (gelu ? 1.1289931 / 1.1289 : 1);
-            a = a * keep + alpha * w * (in * a + (c.bias ? b_in : 0)) / (gelu ? 1.1289 : 1);
+            double in = norm(m, W_IN, l), w = norm(m, W_OUT, l), slope = 1.1289931 / 1.1289;
+            double z = in * a + (c.bias ? norm(m, B_IN, l) : 0);
+            K *= combined(&c, 1, w, 1, gelu ? in * slope : in, d * c.mlp_ratio);
+            a = combined(&c, 1, w, a, gelu ? z / 1.1289 : z, d * c.mlp_ratio);
             near(layer[1].activation, a, 1e-12, "compose: activations after the MLP");
             near(pow(10, layer[1].log10_sound), K, 1e-12, "compose: K after the MLP");
         }
@@ -1583,7 +1632,7 @@ static void test_certified_predictions(void) {
         Rng rng = {(uint64_t)(i / WIN)};
         int kind = i / WIN, t = i % WIN;
         Config c = bare(WIDE_D, 1 + kind % 2, 1 + kind / 4, CLASSES);
-        c.bias = c.position_bias = c.plain_residual = kind / 2 % 2;
+        c.bias = c.position_bias = kind / 2 % 2, c.residual = (Residual)(kind / 2 % 3);
         if (kind % 3 == 0) c.activation = GELU;
         Lab lab = lab_create(&c);
         uint16_t tokens[WIN];
@@ -1943,7 +1992,7 @@ static void exchange(void) {
 static void test_rewrites(void) {
     #define EXCHANGE {"query.w", "#"}, {"key.w", "query.w"}, {"#", "key.w"}
     #define STRANGE "q\"\\\xc3\xbc\xf0\x9f\x98\x80" // a name with all that JSON escapes
-    static const struct { const char *edits[3][2], *space; int order; bool moved; } rewrites[] = {
+    static const struct { const char *edits[4][2], *space; int order; bool moved; } rewrites[] = {
         {{{"{", "{"}}, "", 0, false},                                  // the same without padding
         {{{"{", "{"}}, "", 1, false},                                  // sorted keys
         {{{"{", "{"}}, "", -1, false},                                 // reversed keys
@@ -1956,13 +2005,13 @@ static void test_rewrites(void) {
         {{{"'./q", "'.\\/q"}}, NULL, 0, false},                        // escapes
         {{{"\xc3\xbc\xf0\x9f\x98\x80", "\\u00fc\\uD83D\\ude00"}}, NULL, 0, false},
         {{{"./q", "\\u002e\\u002f\\u0071"}}, NULL, 0, false},
-        {{{"lipgpt 3", "lipgpt 2"}, {"'alpha'", "'residual'"}, {"'momentum'", "'beta'"}}, NULL, 0,
-         false},
+        {{{"lipgpt 3", "lipgpt 2"}, {"'residual':'convex'", "'plain-residual':'0'"},
+          {"'alpha'", "'residual'"}, {"'momentum'", "'beta'"}}, NULL, 0, false},
     };
     char *text = contents("text", &model_size);
     put(STRANGE, text, model_size), free(text);
     gives(0, "fresh.st", "train --data ./" STRANGE " --preset tight " SHAPE "--optimizer adamw "
-          "--lr 0.01 --steps 4 --stop 2 --out fresh.st --log r.log");
+          "--lr 0.01 --steps 4 --stop 2 --eval-windows 0 --out fresh.st --log r.log");
     gives(0, "done.st", "train --resume fresh.st --log r.log --out done.st");
     gives(0, "certificate\t", "certify --model fresh.st");
     put("certified", output, strlen(output));
@@ -1970,7 +2019,7 @@ static void test_rewrites(void) {
         load_model("fresh.st");
         char *header = edited(model_header, "{", "{", 1);
         if (rewrites[i].moved) exchange();
-        for (int e = 0; e < 3 && rewrites[i].edits[e][0]; e++) {
+        for (int e = 0; e < 4 && rewrites[i].edits[e][0]; e++) {
             char *next = edited(header, rewrites[i].edits[e][0], rewrites[i].edits[e][1], 1000);
             free(header), header = next;
         }
@@ -2414,7 +2463,8 @@ static void test_interrupt(void) {
 // --- Options: every one of `train` is shown and taken, and what is saved is what was given.
 static void test_options(void) {
     static const char line[] = "train --data text --preset tight --steps 4 --batch 3 --context 6 "
-        "--width 24 --heads 3 --blocks 2 --mlp-ratio 2 --alpha 0.25 --plain-residual 0 "
+        "--width 24 --heads 3 --blocks 2 --mlp-ratio 2 --alpha 0.25 --residual plain "
+        "--value-ratio 2 --attention-blocks 1 --position-only 0 "
         "--attention-factor 0.5 --softmax-scale 2 --activation gelu --position-bias 1 --bias 1 "
         "--per-head 1 --lr 0.125 --momentum 0.75 --optimizer adamw --beta2 0.5 --constraint hard "
         "--spectral-decay 0.125 --mass 16 --weight-decay 0.0625 --share-embed 2 --share-head 3 "
@@ -2476,7 +2526,7 @@ static void test_divergence(void) {
     #define DIVERGE "train --preset paper --data text --width 16 --heads 2 --context 8 --batch 4 " \
                     "--cap 0 --eval-every 1 --log d.log %s --out %s --stop %d"
     static const char *const runs[] = {"--blocks 3 --lr 1e6 --steps 20",
-                                       "--blocks 4 --plain-residual 1 --lr 1e6 --steps 20"};
+                                       "--blocks 4 --residual plain --lr 1e6 --steps 20"};
     char line[1024];
     for (int i = 0; i < 2; i++) {
         int step = 0;
@@ -2842,7 +2892,8 @@ static void test_old_checkpoint(const char *here) {
     gives(0, "certificate\t", "train --resume " OLD " --out new.st --log new.log");
     double resumed = printed("certificate");
     for (const Option *o = options; o < options + OPTIONS; o++)
-        if (o->use & LATER) holds("new.st", o->name, "0");
+        if (o->use & LATER)
+            holds("new.st", o->name, o->words ? o->words[0] : o->low > 0 ? "1" : "0");
     gives(0, "certificate\t", "train --data two --lipschitz 8 --width 4 --heads 2 --blocks 1 "
           "--context 2 --batch 2 --mlp-ratio 1 --tokens 5 --steps 4 --eval-every 2 --out fresh.st");
     near(resumed, printed("certificate"), 1e-4, "K of an old run that goes on");

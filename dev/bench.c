@@ -127,10 +127,10 @@ static void layers(const Run *r, double of) {
     for (int i = 0; i < 9; i++) {
         double start = seconds();
         for (int k = 0; k < 10; k++)
-            attention_forward(b->y, b->A, b->qkv, NULL, 1.0 / 64, T, T, d, H);
+            attention_forward(b->y, b->A, b->qkv, NULL, 1.0 / 64, T, T, d, d, H);
         forward_time[i] = (seconds() - start) / 10, start = seconds();
         for (int k = 0; k < 10; k++)
-            attention_backward(s->dqkv, s->dA, NULL, s->dy, b->A, b->qkv, 1.0 / 64, T, T, d, H);
+            attention_backward(s->dqkv, s->dA, NULL, s->dy, b->A, b->qkv, 1.0 / 64, T, T, d, d, H);
         backward_time[i] = (seconds() - start) / 10;
     }
     line("attention forward, with softmax", needed / median(forward_time, 9) / 1e9, of);

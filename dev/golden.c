@@ -122,12 +122,13 @@ static void add_tensors(Dump *d, const Model *m, const char *prefix, const float
 // 0 above the diagonals.
 static void add_attention(Dump *d, const Model *m, const BlockState *b, int block, int T) {
     const Config *c = &m->config;
-    int H = c->heads, width = c->width;
+    int H = c->heads, qk = score_width(c), dh = qk / H;
+    Mat qkv = mat(b->qkv, T, 2 * qk + value_width(c));
     const float *bias = values(m, m->weights, POSITION, block);
     float *scores = add(d, H * T, T, "blocks.%d.scores", block);
     float *A = add(d, H * T, T, "blocks.%d.A", block);
     for (int h = 0; h < H; h++) {
-        Mat q = head_of(b->qkv, 0, 3, h, T, width, H), k = head_of(b->qkv, 1, 3, h, T, width, H);
+        Mat q = part(qkv, 0, h * dh, T, dh), k = part(qkv, 0, qk + h * dh, T, dh);
         float *own = floats((size_t)T * (size_t)T);
         matmul(mat(own, T, T), q, transposed(k), (float)score_scale_of(c), false, LOWER_OUT);
         for (int i = 0; i < T; i++)
@@ -143,16 +144,17 @@ static void add_attention(Dump *d, const Model *m, const BlockState *b, int bloc
 // add_forward: what forward_tokens left in the workspace for one window of T tokens.
 static void add_forward(Dump *d, const Model *m, Workspace *s, int T) {
     const Config *c = &m->config;
-    int width = c->width, F = width * c->mlp_ratio;
+    int width = c->width, F = width * c->mlp_ratio, qk = score_width(c), n = value_width(c);
     for (int l = 0; l < c->blocks; l++) {
         BlockState *b = &s->blocks[l];
-        Mat qkv = mat(b->qkv, T, 3 * width);
+        Mat qkv = mat(b->qkv, T, 2 * qk + n);
+        bool attention = values(m, m->weights, W_O, l);
         add_mat(d, mat(b->x, T, width), "x", l);
-        add_mat(d, part(qkv, 0, 0, T, width), "q", l);
-        add_mat(d, part(qkv, 0, width, T, width), "k", l);
-        add_mat(d, part(qkv, 0, 2 * width, T, width), "v", l);
-        add_attention(d, m, b, l, T);
-        add_mat(d, mat(b->y, T, width), "y", l);
+        if (attention && qk) add_mat(d, part(qkv, 0, 0, T, qk), "q", l);
+        if (attention && qk) add_mat(d, part(qkv, 0, qk, T, qk), "k", l);
+        if (attention) add_mat(d, part(qkv, 0, 2 * qk, T, n), "v", l);
+        if (attention) add_attention(d, m, b, l, T);
+        if (attention) add_mat(d, mat(b->y, T, n), "y", l);
         add_mat(d, mat(b->mid, T, width), "mid", l);
         add_mat(d, mat(b->z, T, F), "z", l);
         activation_forward(s->a, b->z, c->activation, T, F);
