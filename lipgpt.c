@@ -617,35 +617,34 @@ static void linear_backward(float *dx, float *dW, float *db, float *dy, float *x
 }
 
 // residual: y = keep x + alpha h W^T: a layer's last product, folded into the residual stream; or,
-// ours, y = [x, alpha h] W^T: keep is 0, and the first `beside` columns of W, d or 0, are for x.
-//   x, y (T, d); h (T, I); W (d, beside + I)
+// ours, y = [x, alpha h] W^T: keep is 0, and the first S columns of W, d or 0, are for x.
+//   x, y (T, d); h (T, I); W (d, S + I)
 // The paper's stream is convex: keep = 1 - alpha, so no layer can enlarge it unless it is itself
 // larger than 1; alpha = 1 / (2L), the layers' equal parts. Attention passes alpha times its factor
 // (1/3) as `alpha`. But orthogonal signals lose by it, at alpha = 1/2 down to 0.71 of their norm;
 // side by side, x and h can both be kept, as the RMS norm of [x, h] is their root mean square.
 // Lipschitz, h being F-Lipschitz: keep + alpha |W| F; |W| sqrt((d + I (alpha F)^2) / (d + I)).
 static void residual_forward(float *y, float *x, float *h, float *W, double keep, double alpha,
-                             int T, int beside, int I, int d) {
-    Mat w = mat(W, d, beside + I), w_x = part(w, 0, 0, d, beside), w_h = part(w, 0, beside, d, I);
+                             int T, int S, int I, int d) {
+    Mat w = mat(W, d, S + I), w_x = part(w, 0, 0, d, S), w_h = part(w, 0, S, d, I);
     for (size_t i = 0; i < (size_t)T * d; i++) y[i] = (float)keep * x[i];
-    matmul(mat(y, T, d), mat(x, T, beside), transposed(w_x), 1, true, FULL);
+    matmul(mat(y, T, d), mat(x, T, S), transposed(w_x), 1, true, FULL);
     matmul(mat(y, T, d), mat(h, T, I), transposed(w_h), (float)alpha, true, FULL);
 }
 
 // dh = alpha dy W_h;  dW += dy^T [x, alpha h];  dx = keep dy + dy W_x.
-// dx arrives as dy and leaves as dx; spare (T, beside) is scratch; dW may be NULL.
+// dx arrives as dy and leaves as dx; spare (T, S) is scratch; dW may be NULL.
 static void residual_backward(float *dx, float *dh, float *dW, float *spare, float *x, float *h,
-                              float *W, double keep, double alpha, int T, int beside, int I,
-                              int d) {
-    Mat dy = mat(dx, T, d), w = mat(W, d, beside + I), dw = mat(dW, d, beside + I);
-    matmul(mat(dh, T, I), dy, part(w, 0, beside, d, I), (float)alpha, false, FULL);
-    matmul(mat(spare, T, beside), dy, part(w, 0, 0, d, beside), 1, false, FULL);
+                              float *W, double keep, double alpha, int T, int S, int I, int d) {
+    Mat dy = mat(dx, T, d), w = mat(W, d, S + I), dw = mat(dW, d, S + I);
+    matmul(mat(dh, T, I), dy, part(w, 0, S, d, I), (float)alpha, false, FULL);
+    matmul(mat(spare, T, S), dy, part(w, 0, 0, d, S), 1, false, FULL);
     if (dW) {
-        matmul(part(dw, 0, 0, d, beside), transposed(dy), mat(x, T, beside), 1, true, FULL);
-        matmul(part(dw, 0, beside, d, I), transposed(dy), mat(h, T, I), (float)alpha, true, FULL);
+        matmul(part(dw, 0, 0, d, S), transposed(dy), mat(x, T, S), 1, true, FULL);
+        matmul(part(dw, 0, S, d, I), transposed(dy), mat(h, T, I), (float)alpha, true, FULL);
     }
     for (size_t i = 0; i < (size_t)T * d; i++) dx[i] *= (float)keep;
-    for (size_t i = 0; i < (size_t)T * beside; i++) dx[i] += spare[i];
+    for (size_t i = 0; i < (size_t)T * S; i++) dx[i] += spare[i];
 }
 
 // rope: rotate q and k by an angle that grows with position, so that q_i . k_j knows i - j.
@@ -943,7 +942,7 @@ static double score_scale_of(const Config *c) { // s / dh
 // Ours: no q and k, wider values, and columns of W_o and W_out for the stream itself.
 static int score_width(const Config *c) { return c->position_only ? 0 : c->width; }
 static int value_width(const Config *c) { return c->width * c->value_ratio; }
-static int beside_of(const Config *c) { return c->residual == CONCAT ? c->width : 0; }
+static int stream_columns(const Config *c) { return c->residual == CONCAT ? c->width : 0; }
 
 // add_tensor: the next one in memory; with no rows, a place in the table that stays empty.
 static void add_tensor(Model *m, Kind kind, int block, const char *name, int rows, int cols,
@@ -971,7 +970,7 @@ static void add_tensor(Model *m, Kind kind, int block, const char *name, int row
 static void model_plan(Model *m) {
     const Config *c = &m->config;
     int d = c->width, F = d * c->mlp_ratio, V = c->vocabulary;
-    int qk = score_width(c), n = value_width(c), beside = beside_of(c);
+    int qk = score_width(c), n = value_width(c), S = stream_columns(c);
     int position_rows = c->position_bias ? c->heads : 0, bias_rows = c->bias ? 1 : 0;
     double end = 1 / (c->mass + 2), body = c->mass / (c->mass + 2);
     m->size = 0, m->count = c->blocks * KINDS;
@@ -988,10 +987,10 @@ static void model_plan(Model *m) {
         add_tensor(m, W_V, l, "attention.value.weight", here * n, d, c->cap_v, qkv);
         add_tensor(m, POSITION, l, "attention.position_bias", here * position_rows, c->context, 0,
                    c->share_bias);
-        add_tensor(m, W_O, l, "attention.output.weight", here * d, beside + n, c->cap_o, out);
+        add_tensor(m, W_O, l, "attention.output.weight", here * d, S + n, c->cap_o, out);
         add_tensor(m, W_IN, l, "mlp.in.weight", F, d, c->cap_in, mlp);
         add_tensor(m, B_IN, l, "mlp.in.bias", bias_rows, F, c->cap_bias, c->share_bias);
-        add_tensor(m, W_OUT, l, "mlp.out.weight", d, beside + F, c->cap_out, mlp);
+        add_tensor(m, W_OUT, l, "mlp.out.weight", d, S + F, c->cap_out, mlp);
     }
     add_tensor(m, W_HEAD, 0, "head.weight", V, d, c->cap_head, end * c->share_head);
     add_tensor(m, B_OUT, 0, "head.bias", bias_rows, V, 0, c->share_bias);
@@ -1112,7 +1111,7 @@ static void workspaces_free(Workspace *all, const Config *c, int count) {
 static void forward(const Model *m, Workspace *s, int T) {
     const Config *c = &m->config;
     int d = c->width, H = c->heads, F = d * c->mlp_ratio, L = c->blocks, V = c->vocabulary;
-    int qk = score_width(c), n = value_width(c), cols = 2 * qk + n, beside = beside_of(c);
+    int qk = score_width(c), n = value_width(c), cols = 2 * qk + n, S = stream_columns(c);
     double keep = keep_of(c), alpha = alpha_of(c), scale = score_scale_of(c);
     float *w = m->weights;
     for (int l = 0; l < L; l++) {
@@ -1124,12 +1123,12 @@ static void forward(const Model *m, Workspace *s, int T) {
             attention_forward(b->y, b->A, b->qkv, values(m, w, POSITION, l), scale, c->context, T,
                               qk, n, H);
             residual_forward(b->mid, b->x, b->y, values(m, w, W_O, l), keep,
-                             attention_alpha_of(c), T, beside, n, d);
+                             attention_alpha_of(c), T, S, n, d);
         } else
             memcpy(b->mid, b->x, (size_t)T * d * sizeof(float));
         linear_forward(b->z, b->mid, values(m, w, W_IN, l), values(m, w, B_IN, l), T, d, F);
         activation_forward(s->a, b->z, c->activation, T, F);
-        residual_forward(next, b->mid, s->a, values(m, w, W_OUT, l), keep, alpha, T, beside, F, d);
+        residual_forward(next, b->mid, s->a, values(m, w, W_OUT, l), keep, alpha, T, S, F, d);
     }
     linear_forward(s->logits, s->last, values(m, w, W_HEAD, 0), values(m, w, B_OUT, 0), T, d, V);
 }
@@ -1139,7 +1138,7 @@ static void forward(const Model *m, Workspace *s, int T) {
 static void backward(const Model *m, Workspace *s, float *g, int T) {
     const Config *c = &m->config;
     int d = c->width, H = c->heads, F = d * c->mlp_ratio, L = c->blocks, V = c->vocabulary;
-    int qk = score_width(c), n = value_width(c), cols = 2 * qk + n, beside = beside_of(c);
+    int qk = score_width(c), n = value_width(c), cols = 2 * qk + n, S = stream_columns(c);
     double keep = keep_of(c), alpha = alpha_of(c), scale = score_scale_of(c);
     float *w = m->weights;
     memset(s->dx, 0, (size_t)T * d * sizeof(float));
@@ -1149,13 +1148,13 @@ static void backward(const Model *m, Workspace *s, float *g, int T) {
         BlockState *b = &s->blocks[l];
         activation_forward(s->a, b->z, c->activation, T, F); // cheaper than keeping it
         residual_backward(s->dx, s->da, values(m, g, W_OUT, l), s->dqkv, b->mid, s->a,
-                          values(m, w, W_OUT, l), keep, alpha, T, beside, F, d);
+                          values(m, w, W_OUT, l), keep, alpha, T, S, F, d);
         activation_backward(s->da, b->z, c->activation, T, F);
         linear_backward(s->dx, values(m, g, W_IN, l), values(m, g, B_IN, l), s->da, b->mid,
                         values(m, w, W_IN, l), T, d, F);
         if (!values(m, w, W_O, l)) continue; // no attention here
         residual_backward(s->dx, s->dy, values(m, g, W_O, l), s->dqkv, b->x, b->y,
-                          values(m, w, W_O, l), keep, attention_alpha_of(c), T, beside, n, d);
+                          values(m, w, W_O, l), keep, attention_alpha_of(c), T, S, n, d);
         attention_backward(s->dqkv, s->dA, values(m, g, POSITION, l), s->dy, b->A, b->qkv, scale,
                            c->context, T, qk, n, H);
         rope(s->dqkv, m->angles, -1, T, cols, qk, H);
@@ -1622,7 +1621,7 @@ static double residual_bound(const Model *m, Kind kind, int block, double x, dou
     const Config *c = &m->config;
     const Tensor *t = tensor(m, kind, block);
     double W = t->norm.upper, alpha = kind == W_O ? attention_alpha_of(c) : alpha_of(c);
-    int d = beside_of(c), I = t->cols - d;
+    int d = stream_columns(c), I = t->cols - d;
     if (t->size == 0) return x; // a block without attention
     if (d) return W * sqrt((d * square(x) + I * square(alpha * F)) / t->cols);
     return keep_of(c) * x + alpha * W * F;
@@ -2050,10 +2049,8 @@ static const Option options[] = {
     {"residual", CHOICE, AT(residual), 0, 0, KEPT | LATER,
      "convex|plain: x + F(x)|concat: W [x; F(x)] (ours)", residual_words},
     INT("value-ratio", value_ratio, 1, 64, KEPT | LATER, "values per unit of width (ours)"),
-    INT("attention-blocks", attention_blocks, 0, 1 << 10, KEPT | LATER,
-        "the first ones, which alone have attention; 0 = all (ours)"),
-    INT("position-only", position_only, 0, 1, KEPT | LATER,
-        "no q and k: heads look at where, not at what (ours)"),
+    INT("attention-blocks", attention_blocks, 0, 1024, KEPT | LATER, "the first with it; 0 = all"),
+    INT("position-only", position_only, 0, 1, KEPT | LATER, "attention without q and k (ours)"),
     FLAG("position-bias", position_bias, "learned score bias per head and distance (ours)"),
     FLAG("bias", bias, "biases in the MLP and on the logits (ours)"),
     GROUP("optimizer"),
@@ -2168,18 +2165,21 @@ static void apply_given(Config *c, const char **value, bool resumed) {
 }
 
 // new_settings: the preset, with what was given. A cap, or a constraint that holds none, takes the
-// place of the preset's budget.
+// place of the preset's budget. With --residual concat a budget scales the head's cap alone: others
+// may be given beside it, and are 1 if not.
 static Config new_settings(const char **value) {
     const char *preset = given(value, AT(preset)), *lipschitz = given(value, AT(lipschitz));
     Config c = preset_config(preset && !strcmp(preset, "paper") ? PAPER : TIGHT);
-    const char *cap = NULL;
+    const char *cap = NULL, *residual = given(value, AT(residual));
+    bool concat = residual && !strcmp(residual, "concat");
+    if (concat) c.cap_v = c.cap_o = c.cap_in = c.cap_out = 1;
     apply_given(&c, value, false);
     for (int i = 0; i < OPTIONS; i++)
         if (value[i] && options[i].use & BUDGETED) cap = options[i].name;
     if (!lipschitz && (cap || !holds_caps(&c))) c.lipschitz = 0;
     if (c.alpha == 0) c.alpha = 0.5 / c.blocks;
     if (c.lipschitz == 0) return c;
-    if (cap)
+    if (cap && (!concat || given(value, AT(cap_head))))
         die_usage("give one or the other", "--lipschitz chooses the caps, but --%s is given, too",
                   cap);
     if (!holds_caps(&c))

@@ -290,7 +290,7 @@ static const uint16_t ids[] = {3, 1, 4, 1, 0, 3, 2, 0};
 static const double difference_step = DOUBLE ? 3e-4 : 0.05, layer_limit = DOUBLE ? 1e-8 : 2e-3;
 static Activation phi;
 static float *position_bias; // B or NULL
-static int score_columns, value_columns, stream_columns; // qk, n; beside
+static int score_columns, value_columns, own_columns; // qk, n, S
 static Lab the;              // network whose loss is meant
 
 static void check_gradient(double (*loss)(void), float *x, const float *gradient, size_t n,
@@ -325,7 +325,7 @@ static float *minus_one(float *gradient) { // what was added to a gradient since
 static double embedding_loss(void) { return embedding_forward(Y, W, ids, T, D), dot(C, Y, T * D); }
 static double linear_loss(void) { return linear_forward(Y, X, W, B, T, I, O), dot(C, Y, T * O); }
 static double residual_loss(void) {
-    residual_forward(Y, X, P, W, 0.7, 0.4, T, stream_columns, I, D);
+    residual_forward(Y, X, P, W, 0.7, 0.4, T, own_columns, I, D);
     return dot(C, Y, T * D);
 }
 static double rope_loss(void) {
@@ -354,12 +354,12 @@ static void test_layer_gradients(void) {
     check_gradient(linear_loss, W, minus_one(dW), O * I, layer_limit, "linear: dW");
     check_gradient(linear_loss, B, minus_one(dB), O, layer_limit, "linear: db");
     for (int i = 0; i < 2; i++) {
-        stream_columns = i * D;
+        own_columns = i * D;
         fresh(3);
-        residual_backward(dY, dB, dW, Y, X, P, W, 0.7, 0.4, T, stream_columns, I, D);
+        residual_backward(dY, dB, dW, Y, X, P, W, 0.7, 0.4, T, own_columns, I, D);
         check_gradient(residual_loss, X, dY, T * D, layer_limit, "residual: dx");
         check_gradient(residual_loss, P, dB, T * I, layer_limit, "residual: dh");
-        check_gradient(residual_loss, W, minus_one(dW), D * (stream_columns + I), layer_limit,
+        check_gradient(residual_loss, W, minus_one(dW), D * (own_columns + I), layer_limit,
                        "residual: dW");
     }
     fresh(4);
@@ -2509,6 +2509,16 @@ static void test_budgets(void) {
         at_most(column("k.log", "largest_norm_over_cap", every, last), 1.005, "norm / cap");
         expect(!strstr(output, "note\t") && (i >= 2 || printed("certificate") > 5));
     }
+    gives(2, "--cap-in is given, too", SHORT "--cap-in 1.5");
+    gives(2, "--cap-head is given, too", SHORT "--residual concat --cap-in 1.5 --cap-head 2");
+    gives(0, "k.st", "train --data text --width 16 --heads 2 --blocks 2 --context 8 --batch 4 "
+          "--lipschitz 10 --residual concat --cap-in 1.5 --value-ratio 2 --attention-blocks 1 "
+          "--position-only 1 --steps 60 --eval-every 3 --tokens 9 --out k.st --log k.log");
+    at_most(column("k.log", "certificate\t", 3, 60), 10, "K, logged");
+    at_most(column("k.log", "largest_norm_over_cap", 3, 60), 1.005, "norm / cap");
+    expect(!strstr(output, "note\t") && printed("certificate") > 5);
+    gives(0, "blocks.1.mlp\t", "certify --model k.st");
+    expect(strstr(output, "blocks.0.attention\t") && !strstr(output, "blocks.1.attention"));
     for (int i = 0; i < 3; i++) {
         gives(0, "note\tnot constrained", THREE "%s", free_runs[i]);
         expect(strstr(errors, "not constrained") != NULL);
@@ -2897,6 +2907,16 @@ static void test_old_checkpoint(const char *here) {
     gives(0, "certificate\t", "train --data two --lipschitz 8 --width 4 --heads 2 --blocks 1 "
           "--context 2 --batch 2 --mlp-ratio 1 --tokens 5 --steps 4 --eval-every 2 --out fresh.st");
     near(resumed, printed("certificate"), 1e-4, "K of an old run that goes on");
+    load_model(OLD);
+    static const char *const kinds[] = {"convex", "plain"};
+    for (int i = 0; i < 2; i++) { // which were plain-residual 0 and 1, listed as a setting or not
+        const char *now = i ? "'settings':'plain-residual','plain-residual':'1'"
+                            : "'plain-residual':'0'";
+        char *old = edited(model_header, "'plain-residual':'0'", now, 1);
+        forge(old, strlen(old), strlen(old)), free(old);
+        gives(0, "certificate\t", "train --resume bad.st --out kind.st --log new.log");
+        holds("kind.st", "residual", kinds[i]);
+    }
     load_model("new.st");
     char *header = edited(model_header, "'settings':'", "'settings':'colour ", 1);
     forge(header, strlen(header), strlen(header)), free(header);
