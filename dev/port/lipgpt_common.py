@@ -220,6 +220,10 @@ def checkpoint_load(path):
     with safe_open(path, "numpy") as file:
         text, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
     text.setdefault("share-growth", "0")
+    text.setdefault("plain-residual", str(int(text.get("residual") == "plain")))
+    newer = {"value-ratio": "1", "attention-blocks": "0", "position-only": "0"}
+    if text.get("residual") == "concat" or any(text.get(k, v) != v for k, v in newer.items()):
+        sys.exit(f"{path}: ports know no --residual concat, --" + ", --".join(newer))
     c = SimpleNamespace(**{name: type(default)(text[name.replace("_", "-")])
                            for name, default in PAPER.items()})
     c.vocabulary, c.vocabulary_size = text["vocabulary"], int(text["vocabulary_size"])
