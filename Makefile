@@ -3,6 +3,7 @@
 # make double      build/lipgpt-double, the same program in double: tells rounding from mistake
 # make search      build/search: the search for a certificate's worst pair of inputs, from below
 # make golden      dev/golden/*: the numbers of one training step, for ports (dev/porting.md)
+# make plot        out/plot.png: a run's log, its certificate layer by layer; FILES='...' overlays several
 # make debug       build/lipgpt-debug: sanitizers, and the caps asserted after every step
 # make bench       speed, as shares of this machine's peak
 # make fuzz SECONDS=60   checkpoints, data and command lines from libFuzzer, each so long
@@ -83,8 +84,10 @@ search: build/search
 	@echo 'build/search --model CHECKPOINT --data FILE [--search-steps N] [--pair FILE] [--windows N] [--seed N]'
 golden: build/golden
 	build/golden
+plot: lipgpt
+	$(PYTHON) dev/plot.py $(FILES)
 
-# Float, double and command line; then the same once more under the sanitizers; and prepare_data.py.
+# Float, double and command line; then the same once more under the sanitizers; and two scripts.
 test: lipgpt build/search build/test-float build/test-double build/lipgpt-debug build/search-debug \
       build/test-float-debug build/test-double-debug
 	@test -n "$(SANITIZE)" || echo "no sanitizers: $(CC) cannot link them; the second pass runs without"
@@ -93,11 +96,12 @@ test: lipgpt build/search build/test-float build/test-double build/lipgpt-debug 
 	           "test-float-debug build/lipgpt-debug build/search-debug" test-double-debug; do \
 	    echo "== $$run"; build/$$run > build/output 2>&1 || status=1; \
 	    cat build/output; tail -n 1 build/output >> build/results; done; \
-	echo "== prepare_data.py"; $(PYTHON) -c '' 2> /dev/null || echo "not tested: no $(PYTHON)"; \
-	if $(PYTHON) -c '' 2> /dev/null; then \
-	    $(PYTHON) dev/test_prepare_data.py > build/output || status=1; \
-	    cat build/output; grep ' passed, ' build/output >> build/results; fi; \
-	awk '/passed, .* failed/ { passed += $$2; failed += $$4; runs += $$1 != "prepare_data:" } \
+	for script in prepare_data plot; do \
+	    echo "== $$script.py"; $(PYTHON) -c '' 2> /dev/null || echo "not tested: no $(PYTHON)"; \
+	    if $(PYTHON) -c '' 2> /dev/null; then \
+	        $(PYTHON) dev/test_$$script.py > build/output || status=1; \
+	        cat build/output; grep ' passed, ' build/output >> build/results; fi; done; \
+	awk '/passed, .* failed/ { passed += $$2; failed += $$4; runs += $$1 ~ /^(float|double):/ } \
 	     END { printf "%d passed, %d failed\n", passed, failed + (runs != 4) }' build/results; \
 	exit $$status
 
@@ -125,5 +129,5 @@ fuzz: build/fuzz build/test-float
 clean:
 	rm -rf build lipgpt
 
-.PHONY: train double debug search golden test bench fuzz clean
+.PHONY: train double debug search golden plot test bench fuzz clean
 .DEFAULT_GOAL := lipgpt
