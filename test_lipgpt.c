@@ -2517,6 +2517,7 @@ static void test_budgets(void) {
     at_most(column("k.log", "certificate\t", 3, 60), 10, "K, logged");
     at_most(column("k.log", "largest_norm_over_cap", 3, 60), 1.005, "norm / cap");
     expect(!strstr(output, "note\t") && printed("certificate") > 5);
+    holds("k.st", "cap-in", "1.5"), holds("k.st", "cap-out", "1"); // the head's alone is scaled
     gives(0, "blocks.1.mlp\t", "certify --model k.st");
     expect(strstr(output, "blocks.0.attention\t") && !strstr(output, "blocks.1.attention"));
     for (int i = 0; i < 3; i++) {
