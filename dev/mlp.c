@@ -17,68 +17,66 @@
 #define SEARCH_MAIN search_main
 #include "search.c"
 
-enum { SIDE = 32, PIXELS = 3 * SIDE * SIDE, CLASSES = 10, MOST_LAYERS = 16 };
-typedef enum { FIRST_ZERO, HEAD_ZERO } Start; // which layer is zero at the beginning
+enum { SIDE = 32, PIXELS = 3 * SIDE * SIDE, RECORD = 1 + PIXELS, CLASSES = 10, MOST_LAYERS = 16 };
+enum { CHUNK = 50 }; // images that are measured at once
 typedef enum { RELU, MAX_MIN } Bend;
+typedef enum { FIRST, HEAD } Zero; // the layer that is zero at the start
 
 typedef struct {
-    Config base; // the first field: lipgpt's options are at the same offsets
-    Start start;
+    Config base; // the first field: lipgpt's options have the same offsets
     Bend bend;
-    int layers, epochs, mirror, shift, holdout, images, attack_steps, restarts;
+    Zero zero;
+    int layers, epochs, mirror, holdout, attack_steps, restarts;
     double center, margin;
-} Network;
+} Setup;
 
-// network_preset: the paper's network and training, or ours (dev/mlp.md says what was tried).
-static Network network_preset(Preset preset) {
-    Network n = {.base = preset_config(PAPER), .layers = 2, .epochs = 50, .images = 10000,
-                 .attack_steps = 100, .restarts = 5};
+// preset_of: the paper's network and training, or ours (dev/mlp.md says what was tried).
+static Setup preset_of(Preset preset) {
+    Setup n = {.base = preset_config(PAPER), .layers = 2, .epochs = 50, .attack_steps = 100,
+               .restarts = 5};
     Config *c = &n.base;
     strcpy(c->data, "data/cifar-10-batches-bin"), strcpy(c->log, "out/mlp.tsv");
     strcpy(c->out, "out/mlp.safetensors"), strcpy(c->model, c->out);
-    c->preset = preset, c->batch = 512, c->temperature = 1, c->cap_bias = 0;
-    c->cap_in = c->cap_out = c->cap_head = 4.86; // 115 = 4.86^3
-    if (preset == PAPER) c->lr = 1, c->lipschitz = 115;
-    else {
-        n.bend = MAX_MIN, n.start = HEAD_ZERO, n.center = 0.5, n.mirror = 1;
-        c->width = 512, c->bias = 1, c->lr = 0.5, c->lipschitz = 17.5, c->constraint = SOFT;
-    }
+    c->preset = preset, c->batch = 512, c->temperature = 1, c->lr = 1, c->lipschitz = 115;
+    c->cap_in = c->cap_out = c->cap_head = 4.86; // 4.86^3 = 115
+    if (preset == PAPER) return n;
+    n.bend = MAX_MIN, n.zero = HEAD, n.center = 0.5, n.mirror = 1;
+    c->width = 512, c->bias = 1, c->lr = 0.5, c->lipschitz = 8.75;
     return n;
 }
 
-#define OF(field) offsetof(Network, field)
-#define COUNT(name, field, low, high, use, help) \
-    {name, INTEGER, OF(field), low, high, use, help, NULL}
-static const char *const start_words[] = {"first", "head", NULL};
+#define INT_OF(name, field, low, high, use, help) \
+    {name, INTEGER, offsetof(Setup, field), low, high, use, help, NULL}
+#define REAL_OF(name, field, high, help) \
+    {name, REAL, offsetof(Setup, field), 0, high, KEPT, help, NULL}
+#define WORD_OF(name, field, help) \
+    {name, CHOICE, offsetof(Setup, field), 0, 0, KEPT, help, field##_words}
 static const char *const bend_words[] = {"relu", "maxmin", NULL};
-static const Option network_options[] = {
+static const char *const zero_words[] = {"first", "head", NULL};
+static const Option setup_options[] = {
     TEXT("data", data, 1, TRAIN | EVAL | CERTIFY, "folder of CIFAR-10's binary batches"),
     TEXT("model", model, 1, EVAL | CERTIFY, "checkpoint to read"),
     TEXT("out", out, 1, TRAIN, "checkpoint to write"),
     TEXT("log", log, 1, TRAIN, "table of epochs to write"),
     WORD("preset", preset, "tight (ours) or paper (to the letter)"),
     NUM("lipschitz", lipschitz, 0, 1e300, KEPT, "K never exceeds it: caps are scaled; 0 = none"),
-    COUNT("epochs", epochs, 1, 1e6, KEPT, "passes over the training images"),
+    INT_OF("epochs", epochs, 1, 1e5, KEPT, "passes over the training images"),
     INT("batch", batch, 1, 1 << 16, KEPT, "images of a step"),
     INT("seed", seed, 0, INT_MAX, KEPT, "of all random draws"),
-    COUNT("holdout", holdout, 0, 49999, KEPT, "last training images, to validate on; 0: test set"),
-    COUNT("images", images, 1, 1e6, EVAL | CERTIFY, "at most so many, the first ones"),
-    COUNT("attack-steps", attack_steps, 0, 1e6, CERTIFY, "of gradient ascent; 0 = no attack"),
-    COUNT("restarts", restarts, 1, 1e6, CERTIFY, "of the attack, all but the first at random"),
-    COUNT("layers", layers, 1, MOST_LAYERS, KEPT, "hidden ones"),
+    INT_OF("holdout", holdout, 0, 49999, KEPT, "last training images, measured on; 0 = test set"),
+    INT_OF("attack-steps", attack_steps, 1, 1e6, CERTIFY, "of gradient ascent"),
+    INT_OF("restarts", restarts, 0, 1e6, CERTIFY, "of the attack; 0 = no attack"),
+    INT_OF("layers", layers, 1, MOST_LAYERS, KEPT, "hidden ones"),
     INT("width", width, 2, 1 << 14, KEPT, "of a hidden layer"),
-    {"activation", CHOICE, OF(bend), 0, 0, KEPT, "relu|maxmin (ours)", bend_words},
+    WORD_OF("activation", bend, "relu|maxmin (ours)"),
     FLAG("bias", bias, "biases (ours)"),
-    {"zero", CHOICE, OF(start), 0, 0, KEPT, "first|head: the layer that starts there", start_words},
-    {"center", REAL, OF(center), 0, 1, KEPT, "taken off every pixel, which are 0 to 1 (ours)", NULL},
-    COUNT("mirror", mirror, 0, 1, KEPT, "half of the training images, left to right (ours)"),
-    COUNT("shift", shift, 0, SIDE - 1, KEPT, "training images by up to so many pixels (ours)"),
+    WORD_OF("zero", zero, "first|head: the layer that is zero at the start"),
+    REAL_OF("center", center, 1, "taken off all pixels, which are 0 to 1 (ours)"),
+    INT_OF("mirror", mirror, 0, 1, KEPT, "half of the training images (ours)"),
     NUM("temperature", temperature, 1e-3, 1e6, KEPT, "the loss sees logits times it (ours)"),
-    {"margin", REAL, OF(margin), 0, 1e6, KEPT, "it wants the right logit ahead by this (ours)", NULL},
+    REAL_OF("margin", margin, 1e6, "by which it wants the right logit to lead (ours)"),
     WORD("optimizer", optimizer, "muon|adamw (which wants --lr 0.001)"),
     NUM("lr", lr, 0, 1e6, KEPT, "learning rate at the start; falls linearly to 0"),
-    NUM("momentum", momentum, 0, 0.999999, KEPT, "of Muon; AdamW's beta1"),
-    NUM("beta2", beta2, 0, 0.999999, KEPT, "AdamW's, of squared gradients"),
     NUM("weight-decay", weight_decay, 0, 1e3, KEPT, "times u; AdamW: times the learning rate"),
     NUM("share-head", share_head, 0, 1e6, KEPT, "factor on the step of the last layer (ours)"),
     NUM("share-bias", share_bias, 0, 1e6, KEPT, "step of biases (ours)"),
@@ -88,20 +86,26 @@ static const Option network_options[] = {
     NUM("cap-out", cap_out, 0, 1e6, KEPT | BUDGETED, "of the other hidden layers"),
     NUM("cap-head", cap_head, 0, 1e6, KEPT | BUDGETED, "of the last layer"),
     NUM("spectral-decay", spectral_decay, 0, 1, KEPT, "of --constraint decay: taken off the top"),
-    INT("lanes", lanes, 1, 1 << 10, KEPT, "parts of a batch: most threads used"),
 };
-enum { NETWORK_OPTIONS = sizeof network_options / sizeof *network_options };
+enum { SETUP_OPTIONS = sizeof setup_options / sizeof *setup_options };
 
-// Net: a network with its tensors, and what a thread needs for T images, forward and backward.
-typedef struct { Network n; Model *m; } Net;
-typedef struct {
-    float *x[MOST_LAYERS + 1], *dx[MOST_LAYERS + 1]; // (T, I) the input of every layer
+typedef struct { // what a thread needs for T images, forward and backward, for every layer
+    float *x[MOST_LAYERS + 1], *dx[MOST_LAYERS + 1]; // (T, I) its input
     float *z[MOST_LAYERS + 1];                       // (T, O) its output before the activation
+    float *memory;                                   // of all of them
 } Space;
 
-static int inputs_of(const Net *net, int l) { return l ? net->n.base.width : PIXELS; }
-static int outputs_of(const Net *net, int l) {
-    return l < net->n.layers ? net->n.base.width : CLASSES;
+typedef struct {            // a network, and the images that it is measured on
+    Setup n;
+    Model *m;
+    Space *spaces;          // one per thread
+    unsigned char *images;  // (count, RECORD): the label, then 1024 red, green and blue numbers
+    int count;
+    double *radii;          // (count), see measure
+} Net;
+
+static int width_of(const Net *net, int l) { // of the input of layer l
+    return l == 0 ? PIXELS : l <= net->n.layers ? net->n.base.width : CLASSES;
 }
 
 // matrix_of and bias_of: of layer l, in the weights or in a gradient.
@@ -112,181 +116,163 @@ static float *bias_of(const Net *net, float *base, int l) {
     return values(net->m, base, l < net->n.layers ? B_IN : B_OUT, l);
 }
 
-// net_create: the table of tensors, equal shares for all layers (paper), and zero weights.
-static Net net_create(const Network *n) {
-    Net net = {*n, allocate(1, sizeof(Model))};
-    Config *c = &net.m->config;
-    *c = n->base, c->heads = 1, c->blocks = n->layers, c->vocabulary = CLASSES;
-    net.m->count = c->blocks * KINDS;
-    net.m->tensors = allocate((size_t)net.m->count, sizeof(Tensor));
-    net.m->brackets = allocate((size_t)net.m->count, sizeof(Bracket));
+// net_create: the table of tensors, with equal shares for all layers (paper), and zero weights;
+// spaces for T images.
+static Net net_create(const Setup *n, int T) {
+    Net net = {.n = *n, .m = allocate(1, sizeof(Model))};
+    Model *m = net.m;
+    Config *c = &m->config;
     double share = 1.0 / (n->layers + 1);
+    *c = n->base, c->heads = 1, c->blocks = n->layers, c->vocabulary = CLASSES;
+    m->count = c->blocks * KINDS;
+    m->tensors = allocate((size_t)m->count, sizeof(Tensor));
+    m->brackets = allocate((size_t)m->count, sizeof(Bracket));
     for (int l = 0; l < n->layers; l++) {
-        double cap = l ? c->cap_out : c->cap_in;
-        add_tensor(net.m, W_IN, l, "weight", c->width, inputs_of(&net, l), cap, share);
-        add_tensor(net.m, B_IN, l, "bias", c->bias, c->width, 0, c->share_bias);
+        add_tensor(m, W_IN, l, "weight", c->width, width_of(&net, l), l ? c->cap_out : c->cap_in,
+                   share);
+        add_tensor(m, B_IN, l, "bias", c->bias, c->width, 0, c->share_bias);
     }
-    add_tensor(net.m, W_HEAD, 0, "head.weight", CLASSES, c->width, c->cap_head,
-               share * c->share_head);
-    add_tensor(net.m, B_OUT, 0, "head.bias", c->bias, CLASSES, 0, c->share_bias);
-    net.m->weights = floats(net.m->size), net.m->momentum = floats(net.m->size);
-    net.m->second = c->optimizer == ADAMW ? floats(net.m->size) : NULL;
+    add_tensor(m, W_HEAD, 0, "head.weight", CLASSES, c->width, c->cap_head, share * c->share_head);
+    add_tensor(m, B_OUT, 0, "head.bias", c->bias, CLASSES, 0, c->share_bias);
+    m->weights = floats(m->size), m->momentum = floats(m->size);
+    m->second = c->optimizer == ADAMW ? floats(m->size) : NULL;
+    net.spaces = allocate((size_t)omp_get_max_threads(), sizeof(Space));
+    for (Space *s = net.spaces; s < net.spaces + omp_get_max_threads(); s++) {
+        size_t each = 2 * PIXELS + 3 * (size_t)n->layers * (size_t)c->width + CLASSES;
+        float *next = s->memory = floats((size_t)T * each);
+        for (int l = 0; l <= n->layers; l++) {
+            s->x[l] = next, s->dx[l] = next + (size_t)T * width_of(&net, l);
+            s->z[l] = s->dx[l] + (size_t)T * width_of(&net, l);
+            next = s->z[l] + (size_t)T * width_of(&net, l + 1);
+        }
+    }
     return net;
 }
 
-// net_init: all layers but one orthogonal, with norm min(1, cap).
+static int net_free(Net *net) {
+    for (int i = 0; i < omp_get_max_threads(); i++) free(net->spaces[i].memory);
+    free(net->spaces), free(net->images), free(net->radii), model_free(net->m);
+    return 0;
+}
+
+// net_init: all matrices but one orthogonal, with norm min(1, cap).
 static void net_init(Net *net, Rng *rng) {
     for (int l = 0; l <= net->n.layers; l++) {
-        int rows = outputs_of(net, l), cols = inputs_of(net, l);
-        double cap = l == 0 ? net->n.base.cap_in : net->n.base.cap_out;
-        float *w = matrix_of(net, net->m->weights, l);
-        if (l == net->n.layers) cap = net->n.base.cap_head;
-        if (l == (net->n.start == FIRST_ZERO ? 0 : net->n.layers)) continue;
-        for (int i = 0; i < rows * cols; i++) w[i] = (float)rng_normal(rng);
-        orthogonal_init(w, rows, cols, cap > 0 ? min(1, cap) : 1);
+        const Tensor *t = tensor(net->m, l < net->n.layers ? W_IN : W_HEAD, l);
+        float *w = net->m->weights + t->offset;
+        if (l == (net->n.zero == FIRST ? 0 : net->n.layers)) continue;
+        for (size_t i = 0; i < t->size; i++) w[i] = (float)rng_normal(rng);
+        orthogonal_init(w, t->rows, t->cols, t->cap > 0 ? min(1, t->cap) : 1);
     }
 }
 
-static Space *spaces_create(const Net *net, int count, int T) {
-    Space *all = allocate((size_t)count, sizeof *all);
-    for (Space *s = all; s < all + count; s++)
-        for (int l = 0; l <= net->n.layers; l++) {
-            size_t inputs = (size_t)T * inputs_of(net, l);
-            s->x[l] = floats(inputs), s->dx[l] = floats(inputs);
-            s->z[l] = floats((size_t)T * outputs_of(net, l));
-        }
-    return all;
-}
-
-static void spaces_free(Space *all, const Net *net, int count) {
-    for (Space *s = all; s < all + count; s++)
-        for (int l = 0; l <= net->n.layers; l++) free(s->x[l]), free(s->dx[l]), free(s->z[l]);
-    free(all);
-}
-
-// relu: a = max(z, 0). Backward, da *= its slope, which is 1/2 at 0, as that of the maximum of the
-// paper's framework: a first layer of zeros would never move with slope 0 there.
-static void relu_forward(float *a, const float *z, size_t n) {
-    for (size_t i = 0; i < n; i++) a[i] = z[i] > 0 ? z[i] : 0;
-}
-static void relu_backward(float *da, const float *z, size_t n) {
-    for (size_t i = 0; i < n; i++) da[i] *= z[i] > 0 ? 1 : z[i] < 0 ? 0 : 0.5f;
-}
-
-// net_forward: from images in s->x[0] (T, PIXELS) to logits in s->z[layers] (T, CLASSES).
-static void net_forward(const Net *net, Space *s, int T) {
+// net_forward: from images in s->x[0] (T, PIXELS) to logits (T, CLASSES), which it returns.
+static float *net_forward(const Net *net, Space *s, int T) {
     float *w = net->m->weights;
-    for (int l = 0; l <= net->n.layers; l++) {
-        int I = inputs_of(net, l), O = outputs_of(net, l);
+    for (int l = 0;; l++) {
+        int I = width_of(net, l), O = width_of(net, l + 1);
         linear_forward(s->z[l], s->x[l], matrix_of(net, w, l), bias_of(net, w, l), T, I, O);
-        if (l == net->n.layers) return;
-        if (net->n.bend == RELU) relu_forward(s->x[l + 1], s->z[l], (size_t)T * O);
-        else activation_forward(s->x[l + 1], s->z[l], MAXMIN, T, O);
+        if (l == net->n.layers) return s->z[l];
+        if (net->n.bend == MAX_MIN) activation_forward(s->x[l + 1], s->z[l], MAXMIN, T, O);
+        for (size_t i = 0; i < (size_t)T * O && net->n.bend == RELU; i++)
+            s->x[l + 1][i] = s->z[l][i] > 0 ? s->z[l][i] : 0;
     }
 }
 
-// net_backward: s->z[layers] holds dlogits; s->dx[0] becomes the gradient of the images, and g is
-// added to, unless it is NULL.
+// net_backward: the gradient of the logits stands in their place; s->dx[0] becomes that of the
+// images, and g is added to, unless it is NULL. ReLU's slope at 0 is 1/2, as in the paper's
+// framework: with 0, a first layer of zeros would never move.
 static void net_backward(const Net *net, Space *s, float *g, int T) {
     float *dz = s->z[net->n.layers];
     for (int l = net->n.layers; l >= 0; dz = s->dx[l--]) {
-        int I = inputs_of(net, l), O = outputs_of(net, l);
+        int I = width_of(net, l), O = width_of(net, l + 1);
         memset(s->dx[l], 0, (size_t)T * I * sizeof(float));
         linear_backward(s->dx[l], matrix_of(net, g, l), bias_of(net, g, l), dz, s->x[l],
                         matrix_of(net, net->m->weights, l), T, I, O);
-        if (l > 0 && net->n.bend == RELU) relu_backward(s->dx[l], s->z[l - 1], (size_t)T * I);
-        else if (l > 0) activation_backward(s->dx[l], s->z[l - 1], MAXMIN, T, I);
+        if (l == 0) return;
+        const float *z = s->z[l - 1];
+        if (net->n.bend == MAX_MIN) activation_backward(s->dx[l], z, MAXMIN, T, I);
+        for (size_t i = 0; i < (size_t)T * I && net->n.bend == RELU; i++)
+            s->dx[l][i] *= z[i] > 0 ? 1 : z[i] < 0 ? 0 : (float)0.5;
     }
 }
 
 // net_loss: summed cross entropy of T images in s->x[0], of temperature (logits - margin at the
 // label); with a gradient g, also backward, for the mean over `count` images.
 static double net_loss(const Net *net, Space *s, const uint16_t *labels, int T, float *g,
-                       double count, int *correct) {
-    float *z = s->z[net->n.layers];
-    double temperature = net->n.base.temperature;
-    net_forward(net, s, T);
-    for (int t = 0; t < T; t++) z[(size_t)t * CLASSES + labels[t]] -= (float)net->n.margin;
-    scale_by(z, (size_t)T * CLASSES, temperature);
-    double loss = cross_entropy_forward(z, labels, correct, T, CLASSES);
+                       double count) {
+    float *z = net_forward(net, s, T);
+    int correct = 0;
+    for (int t = 0; t < T; t++) z[t * CLASSES + labels[t]] -= (float)net->n.margin;
+    scale_by(z, (size_t)T * CLASSES, net->n.base.temperature);
+    double loss = cross_entropy_forward(z, labels, &correct, T, CLASSES);
     if (!g) return loss;
     cross_entropy_backward(z, labels, count, T, CLASSES);
-    scale_by(z, (size_t)T * CLASSES, temperature);
+    scale_by(z, (size_t)T * CLASSES, net->n.base.temperature);
     net_backward(net, s, g, T);
     return loss;
 }
 
-// Images: as in the files, one after another: the label, then 1024 red, green and blue numbers.
-enum { RECORD = 1 + PIXELS };
-typedef struct { unsigned char *records; int count; } Images;
-
-// read_images: files of a folder, one behind the other.
-static Images read_images(const char *folder, const char *const *names) {
-    Images all = {allocate(1, 1), 0};
-    for (; *names; names++) {
+// read_images: of the training files those to train on, or the last ones, held out; or the test's.
+static unsigned char *read_images(const Setup *n, bool to_train, int *count) {
+    int files = to_train || n->holdout ? 5 : 1;
+    unsigned char *bytes[5];
+    size_t sizes[5], total = 0, held = (size_t)n->holdout * RECORD;
+    for (int i = 0; i < files; i++) {
         char path[PATH_SIZE + 32];
-        size_t size, before = (size_t)all.count * RECORD;
-        snprintf(path, sizeof path, "%s/%s", folder, *names);
-        unsigned char *bytes = read_file(path, &size, "run prepare_data.py --cifar10");
-        if (size == 0 || size % RECORD)
-            die("run prepare_data.py --cifar10", "%s has %zu bytes, no multiple of %d", path, size,
-                RECORD);
-        unsigned char *records = allocate(before + size, 1);
-        memcpy(records, all.records, before), memcpy(records + before, bytes, size);
-        free(all.records), free(bytes);
-        all = (Images){records, all.count + (int)(size / RECORD)};
+        snprintf(path, sizeof path, files > 1 ? "%s/data_batch_%d.bin" : "%s/test_batch.bin",
+                 n->base.data, i + 1);
+        bytes[i] = read_file(path, &sizes[i], "run prepare_data.py --cifar10");
+        for (size_t j = 0; j < sizes[i]; j += RECORD)
+            if (bytes[i][j] >= CLASSES || sizes[i] % RECORD)
+                die("run prepare_data.py --cifar10", "%s is no batch of CIFAR-10", path);
+        total += sizes[i];
     }
-    for (int i = 0; i < all.count; i++)
-        if (all.records[(size_t)i * RECORD] >= CLASSES)
-            die("run prepare_data.py --cifar10", "image %d has label %d, of %d", i,
-                all.records[(size_t)i * RECORD], CLASSES);
+    unsigned char *all = allocate(total, 1), *next = all;
+    for (int i = 0; i < files; next += sizes[i], i++)
+        memcpy(next, bytes[i], sizes[i]), free(bytes[i]);
+    if (total < held + (to_train ? (size_t)n->base.batch * RECORD : 1))
+        die_usage("hold out fewer, or give a smaller --batch", "%s has no more than %zu images",
+                  n->base.data, total / RECORD);
+    if (held && !to_train) memmove(all, all + total - held, held);
+    *count = (int)((to_train ? total - held : held ? held : total) / RECORD);
     return all;
 }
 
-// load_image: into x (PIXELS), 0 to 1 less the center, moved by (down, right) pixels, whose border
-// is repeated, and mirrored; returns the label.
-static uint16_t load_image(const Net *net, float *x, Images images, int i, int down, int right,
-                           bool mirrored) {
-    const unsigned char *record = images.records + (size_t)i * RECORD;
-    for (int row = 0; row < 3 * SIDE; row++)
-        for (int column = 0; column < SIDE; column++) {
-            int from = (mirrored ? SIDE - 1 - column : column) - right;
-            int line = imin((int)max(0, row % SIDE - down), SIDE - 1) + row / SIDE * SIDE;
-            int p = record[1 + line * SIDE + imin((int)max(0, from), SIDE - 1)];
-            x[row * SIDE + column] = (float)(p / 255.0 - net->n.center);
-        }
-    return record[0];
+// load_image: into x (PIXELS), by a coin mirrored, if there is one; returns its label.
+static uint16_t load_image(const Net *net, float *x, const unsigned char *image, Rng *coin) {
+    int flip = coin && net->n.mirror && rng_below(coin, 2) ? SIDE - 1 : 0;
+    for (int i = 0; i < PIXELS; i++) // SIDE is a power of 2: column ^ 31 is 31 - column
+        x[i] = (float)(image[1 + (i ^ flip)] / 255.0 - net->n.center);
+    return image[0];
 }
 
 // net_gradient: mean loss over a batch, images[order[0]] and so on, by lanes as in batch_gradient;
 // the first lane gets the gradient.     lanes (lanes_of, size)
-static double net_gradient(const Net *net, Space *spaces, Images images, const int *order,
+static double net_gradient(const Net *net, const unsigned char *images, const int *order,
                            uint64_t seed, float *lanes) {
-    int batch = net->n.base.batch, count = lanes_of(&net->n.base), shift = net->n.shift;
+    int batch = net->n.base.batch, count = lanes_of(&net->n.base);
     size_t size = net->m->size;
     double *losses = doubles((size_t)count), loss = 0;
     #pragma omp parallel for schedule(dynamic, 1)
     for (int lane = 0; lane < count; lane++) {
-        Space *s = &spaces[omp_get_thread_num()];
+        Space *s = &net->spaces[omp_get_thread_num()];
         Rng rng = {seed + (uint64_t)lane};
-        int T = 0, correct = 0;
         uint16_t *labels = allocate((size_t)batch, sizeof *labels);
-        for (int i = lane; i < batch; i += count, T++) {
-            int down = (int)rng_below(&rng, 2 * (size_t)shift + 1) - shift;
-            int right = (int)rng_below(&rng, 2 * (size_t)shift + 1) - shift;
-            labels[T] = load_image(net, s->x[0] + (size_t)T * PIXELS, images, order[i], down,
-                                   right, net->n.mirror && rng_below(&rng, 2));
-        }
+        int T = 0;
+        for (int i = lane; i < batch; i += count, T++)
+            labels[T] = load_image(net, s->x[0] + (size_t)T * PIXELS,
+                                   images + (size_t)order[i] * RECORD, &rng);
         float *g = memset(lanes + (size_t)lane * size, 0, size * sizeof(float));
-        losses[lane] = net_loss(net, s, labels, T, g, batch, &correct);
+        losses[lane] = net_loss(net, s, labels, T, g, batch);
         free(labels);
     }
     #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < size; i++)
         for (int lane = 1; lane < count; lane++) lanes[i] += lanes[(size_t)lane * size + i];
-    for (int lane = 0; lane < count; lane++) loss += losses[lane];
+    for (int lane = 0; lane < count; lane++) loss += losses[lane] / batch;
     free(losses);
-    return loss / batch;
+    return loss;
 }
 
 // net_certify: constants multiply; neither activation adds anything.
@@ -299,43 +285,47 @@ static Certificate net_certify(const Net *net) {
     return k;
 }
 
-// proven_radii: how far, in l2, each image may move before its prediction can change, as (14) of
-// the proof: the margin over the distance of two rows of the head, over the constant of the trunk.
-// -1: it is wrong as it is.     radii (images.count); returns the mean cross entropy
-enum { CHUNK = 50 }; // images of a forward pass
-static double proven_radii(const Net *net, Space *spaces, Images images, double *radii) {
-    double *distances = head_distances(net->m), *losses = doubles((size_t)images.count), loss = 0;
-    double unit = sqrt(PIXELS) * (1 - 1e-9) / pow(10, net_certify(net).log10_trunk);
+// measure: mean cross entropy and accuracy; and how far, in l2, each image may move before its
+// prediction can change, by (14) of the proof: the margin over the distance of two rows of the
+// head, over the constant of the trunk. A radius of -1: it is wrong as it is.
+static Score measure(const Net *net, Certificate k) {
+    double *distances = head_distances(net->m), *losses = doubles((size_t)net->count);
+    double unit = sqrt(PIXELS) * (1 - 1e-9) / pow(10, k.log10_trunk);
+    Score score = {0};
     #pragma omp parallel for schedule(dynamic, 1)
-    for (int first = 0; first < images.count; first += CHUNK) {
-        Space *s = &spaces[omp_get_thread_num()];
-        int T = imin(CHUNK, images.count - first), correct = 0;
+    for (int first = 0; first < net->count; first += CHUNK) {
+        Space *s = &net->spaces[omp_get_thread_num()];
+        int T = imin(CHUNK, net->count - first), correct = 0;
         uint16_t labels[CHUNK];
         for (int t = 0; t < T; t++)
-            labels[t] = load_image(net, s->x[0] + (size_t)t * PIXELS, images, first + t, 0, 0, 0);
-        net_forward(net, s, T);
-        for (int t = 0; t < T; t++) {
-            float *z = s->z[net->n.layers] + (size_t)t * CLASSES;
+            labels[t] = load_image(net, s->x[0] + (size_t)t * PIXELS,
+                                   net->images + (size_t)(first + t) * RECORD, NULL);
+        float *z = net_forward(net, s, T);
+        for (int t = 0; t < T; t++, z += CLASSES) {
             double room = margin(z, labels[t], distances, CLASSES);
-            radii[first + t] = room < 0 ? -1 : room * unit;
+            net->radii[first + t] = room < 0 ? -1 : room * unit;
             losses[first + t] = cross_entropy_forward(z, labels + t, &correct, 1, CLASSES);
         }
     }
-    for (int i = 0; i < images.count; i++) loss += losses[i] / images.count;
+    for (int i = 0; i < net->count; i++) {
+        score.loss += losses[i] / net->count;
+        score.accuracy += (net->radii[i] > 0) / (double)net->count;
+    }
     free(distances), free(losses);
-    return loss;
+    return score;
 }
 
-// share_beyond: of images with a radius above this one; above 0 are those that are right.
-static double share_beyond(const double *radii, int count, double radius) {
+enum { RADII = 6 }; // in l2, that results are shown for
+static const double radii_shown[RADII] = {36 / 255.0, 72 / 255.0, 108 / 255.0, 0.5, 1, 2};
+static double certified(const Net *net, double radius) { // the share of images, after measure
     int beyond = 0;
-    for (int i = 0; i < count; i++) beyond += radii[i] > radius;
-    return (double)beyond / count;
+    for (int i = 0; i < net->count; i++) beyond += net->radii[i] > radius;
+    return (double)beyond / net->count;
 }
 
-// ascend: projected gradient ascent within eps, in RMS units, of images x (T, PIXELS) and within
-// [0, 1], on the lead of the best wrong logit; from x, or with rng from anywhere in the ball.
-// safe[t]: every point that was visited is predicted rightly.
+// ascend: projected gradient ascent on the lead of the best wrong logit, within eps, in RMS units,
+// of images x (T, PIXELS) and within [0, 1]; from x, or with rng from a random point of the ball.
+// safe[t]: at every point that was visited the prediction was right.
 static void ascend(const Net *net, Space *s, const float *x, const uint16_t *labels, double eps,
                    Rng *rng, int T, bool *safe) {
     int steps = net->n.attack_steps;
@@ -343,57 +333,52 @@ static void ascend(const Net *net, Space *s, const float *x, const uint16_t *lab
     float *moved = memcpy(s->x[0], x, n * sizeof(float)), low = (float)-net->n.center;
     for (size_t i = 0; rng && i < n; i++) s->dx[0][i] = (float)rng_normal(rng);
     if (rng) add_direction(moved, s->dx[0], eps * rng_uniform(rng), T, PIXELS);
-    memset(safe, 1, (size_t)T);
     for (int step = 0; step <= steps; step++) {
-        for (size_t i = 0; i < n; i++) moved[i] = (float)min(max(moved[i], low), low + 1);
-        net_forward(net, s, T);
-        for (int t = 0; t < T; t++) {
-            float *z = s->z[net->n.layers] + (size_t)t * CLASSES;
+        for (size_t i = 0; i < n; i++)
+            moved[i] = moved[i] < low ? low : moved[i] > low + 1 ? low + 1 : moved[i];
+        float *z = net_forward(net, s, T);
+        for (int t = 0; t < T; t++, z += CLASSES) {
             int label = labels[t], best = label == 0;
             for (int j = 0; j < CLASSES; j++)
                 if (j != label && z[j] > z[best]) best = j;
-            safe[t] = safe[t] && z[label] > z[best];
+            safe[t] = (step == 0 || safe[t]) && z[label] > z[best];
             memset(z, 0, CLASSES * sizeof *z);
             z[best] = 1, z[label] = -1;
         }
         net_backward(net, s, NULL, T);
         add_direction(moved, s->dx[0], 2.5 * eps / steps, T, PIXELS);
-        project(moved, x, eps, T, PIXELS); // clipping, next, only brings it nearer to x
+        project(moved, x, eps, T, PIXELS); // what is clipped next only comes nearer to x
     }
 }
 
-// under_attack: the share of images that no restart of the attack, within this l2 radius, makes
-// wrong.     radii (images.count), of proven_radii, say which are right to begin with
-static double under_attack(const Net *net, Space *spaces, Images images, const double *radii,
-                           double radius) {
+// under_attack: the share of images that no restart, within an l2 radius, makes wrong.
+static double under_attack(const Net *net, double radius) {
     double eps = radius / sqrt(PIXELS) * (1 - ROUNDING);
     int held = 0;
     #pragma omp parallel for schedule(dynamic, 1) reduction(+ : held)
-    for (int first = 0; first < images.count; first += CHUNK) {
+    for (int first = 0; first < net->count; first += CHUNK) {
+        int all = imin(CHUNK, net->count - first), which[CHUNK];
+        bool standing[CHUNK], safe[CHUNK];
         uint16_t labels[CHUNK];
-        bool safe[CHUNK];
         float *x = floats((size_t)CHUNK * PIXELS);
         Rng rng = {(uint64_t)first};
-        int T = 0;
-        for (int i = first; i < imin(first + CHUNK, images.count); i++)
-            if (radii[i] > 0) {
-                labels[T] = load_image(net, x + (size_t)T * PIXELS, images, i, 0, 0, false);
-                T++;
+        for (int i = 0; i < all; i++) standing[i] = net->radii[first + i] > 0;
+        for (int again = 0; again < net->n.restarts; again++) {
+            int T = 0;
+            for (int i = 0; i < all; i++) {
+                if (!standing[i]) continue;
+                labels[T] = load_image(net, x + (size_t)T * PIXELS,
+                                       net->images + (size_t)(first + i) * RECORD, NULL);
+                which[T++] = i;
             }
-        for (int again = 0; again < net->n.restarts && T > 0; again++) {
-            int left = 0;
-            ascend(net, &spaces[omp_get_thread_num()], x, labels, eps, again ? &rng : NULL, T, safe);
-            for (int t = 0; t < T; t++) {
-                if (!safe[t]) continue;
-                memmove(x + (size_t)left * PIXELS, x + (size_t)t * PIXELS, PIXELS * sizeof *x);
-                labels[left++] = labels[t];
-            }
-            T = left;
+            ascend(net, &net->spaces[omp_get_thread_num()], x, labels, eps, again ? &rng : NULL, T,
+                   safe);
+            for (int t = 0; t < T; t++) standing[which[t]] = safe[t];
         }
-        held += T;
+        for (int i = 0; i < all; i++) held += standing[i];
         free(x);
     }
-    return (double)held / images.count;
+    return (double)held / net->count;
 }
 
 // save_net and load_net: a checkpoint as lipgpt's, with settings of its own.
@@ -403,182 +388,145 @@ static void save_net(const Net *net) {
     int count;
     FILE *text = open_memstream(&metadata, &length);
     fprintf(text, "\"format\":\"lipgpt mlp 1\"");
-    for (const Option *o = network_options; o < network_options + NETWORK_OPTIONS; o++) {
-        if (!(o->use & SAVED)) continue;
-        value_of(value, o, &net->n, 17);
-        fprintf(text, ",\"%s\":\"%s\"", o->name, value);
-    }
+    for (const Option *o = setup_options; o < setup_options + SETUP_OPTIONS; o++)
+        if (o->use & SAVED)
+            value_of(value, o, &net->n, 17), fprintf(text, ",\"%s\":\"%s\"", o->name, value);
     fclose(text);
     Array *arrays = arrays_of(net->m, &count);
     write_arrays(net->n.base.out, metadata, arrays, count);
     free(arrays), free(metadata);
 }
 
-static Net load_net(Network n) {
+static Net load_net(Setup n) {
     char source[PATH_SIZE + 8];
     File f = open_tensors(n.base.model);
     if (strcmp(metadata_of(&f, "format", NULL), "lipgpt mlp 1"))
-        die("give a checkpoint of build/mlp train", "%s is of format %s", f.path,
-            metadata_of(&f, "format", NULL));
+        die("give a checkpoint that build/mlp wrote", "%s is of another format", f.path);
     snprintf(source, sizeof source, "%s: ", f.path);
-    for (const Option *o = network_options; o < network_options + NETWORK_OPTIONS; o++)
+    for (const Option *o = setup_options; o < setup_options + SETUP_OPTIONS; o++)
         if (o->use & SAVED) set_option(&n, o, metadata_of(&f, o->name, NULL), source, 1);
-    Net net = net_create(&n);
+    Net net = net_create(&n, CHUNK);
     if (f.size - f.data != (net.m->second ? 3 : 2) * net.m->size * sizeof(float))
-        die(REFETCH, "%s has %zu bytes of data, not what its settings want", f.path,
-            f.size - f.data);
+        die(REFETCH, "%s has not the size that its settings want", f.path);
     load_arrays(&f, net.m);
     free(f.header), free(f.bytes);
     return net;
 }
 
-static void net_free(Net *net, Space *spaces) {
-    spaces_free(spaces, net, omp_get_max_threads());
-    model_free(net->m);
-}
-
 // to_budget: all caps times one factor, so that the bound at the caps is K.
-static void to_budget(Network *n) {
+static void to_budget(Setup *n) {
     Config *c = &n->base;
-    double log_bound = log(c->cap_in * c->cap_head) + (n->layers - 1) * log(c->cap_out) +
-                       log(bracket_width(c->width)) * (n->layers + 1);
-    double factor = exp((log(c->lipschitz) - log_bound) / (n->layers + 1));
+    double bound = log(c->cap_in * c->cap_head) + (n->layers - 1) * log(c->cap_out);
+    bound += (n->layers + 1) * log(bracket_width(c->width));
+    double factor = exp((log(c->lipschitz) - bound) / (n->layers + 1));
     c->cap_in *= factor, c->cap_out *= factor, c->cap_head *= factor;
 }
 
-// read_split: the images to train on, and those to be measured on: held out of them, or the test's.
-static Images read_split(const Network *n, bool to_train) {
-    static const char *const train[] = {"data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin",
-                                        "data_batch_4.bin", "data_batch_5.bin", NULL};
-    static const char *const test[] = {"test_batch.bin", NULL};
-    Images all = read_images(n->base.data, to_train || n->holdout ? train : test);
-    int kept = all.count - n->holdout;
-    if (to_train && kept < n->base.batch)
-        die_usage("hold out fewer", "--holdout %d leaves no batch of %d", n->holdout, all.count);
-    if (n->holdout && !to_train)
-        memmove(all.records, all.records + (size_t)kept * RECORD, (size_t)n->holdout * RECORD);
-    all.count = to_train ? kept : imin(n->holdout ? n->holdout : all.count, n->images);
-    return all;
-}
-
-// results: loss, accuracy, bounds and radii of the images that are measured on.
-static Score print_results_of(const Net *net, Space *spaces, Images images, double *radii) {
-    const char *split = net->n.holdout ? "heldout" : "test";
-    double K = net_certify(net).log10_sound;
-    Score score = {proven_radii(net, spaces, images, radii), 0, 0};
-    score.accuracy = share_beyond(radii, images.count, 0);
-    printf("%s_loss\t%.4f\n%s_accuracy\t%.4f\n", split, score.loss, split, score.accuracy);
-    printf("certificate\t%s\nl2_constant\t%s\n", show_bound(K),
-           show_bound(K + log10((double)CLASSES / PIXELS) / 2));
-    if (!is_constrained(&net->m->config) || !within_caps(net->m))
-        printf("note\tnot constrained: this is a measurement of these weights, not a guarantee\n");
-    return score;
-}
-
-static const double radii_shown[] = {36 / 255.0, 72 / 255.0, 108 / 255.0, 0.5, 1, 2};
-
-static int command_train_net(Network n) {
-    Config *c = &n.base;
-    Rng rng = {(uint64_t)c->seed};
-    Images train = read_split(&n, true), measured = read_split(&n, false);
-    check_places((const char *const[]){c->out, c->log}, 0, 2);
-    if (c->lipschitz > 0) to_budget(&n);
-    Net net = net_create(&n);
-    net_init(&net, &rng);
-    int lane = (c->batch + lanes_of(c) - 1) / lanes_of(c), each = train.count / c->batch;
-    Space *spaces = spaces_create(&net, omp_get_max_threads(), lane > CHUNK ? lane : CHUNK);
-    int *order = allocate((size_t)train.count, sizeof *order), steps = each * n.epochs;
-    float *lanes = floats((size_t)lanes_of(c) * net.m->size);
-    double *radii = doubles((size_t)measured.count), began = seconds(), loss = 0;
+// net_train: epochs of random order; a line of the log after each.
+static void net_train(Net *net, const unsigned char *images, int count, Rng *rng) {
+    const Config *c = &net->n.base;
+    int each = count / c->batch, steps = each * net->n.epochs;
+    int *order = allocate((size_t)count, sizeof *order);
+    float *lanes = floats((size_t)lanes_of(c) * net->m->size);
+    double began = seconds(), loss = 0;
     FILE *log = open_file(c->log);
-    fprintf(log, "epoch\ttrain_loss\tloss\taccuracy\tcertificate\tlargest_norm_over_cap\tseconds\n");
+    fprintf(log, "epoch\ttrain_loss\tloss\taccuracy\tcertified_36\tcertificate\t"
+            "largest_norm_over_cap\tseconds\n");
     finish_file(log, c->log);
-    net.m->config.steps = steps;
-    for (int i = 0; i < train.count; i++) order[i] = i;
+    for (int i = 0; i < count; i++) order[i] = i;
     for (int step = 0; step < steps; step++) {
-        if (step % each == 0)
-            for (int i = train.count - 1; i > 0; i--) {
-                int j = (int)rng_below(&rng, (size_t)i + 1), swap = order[i];
-                order[i] = order[j], order[j] = swap;
-            }
-        loss += net_gradient(&net, spaces, train, order + step % each * c->batch, rng_next(&rng),
-                             lanes) / each;
-        check_finite(net.m, lanes, "gradient", step + 1);
-        optimizer_step(net.m, lanes, c->lr * (1 - (double)step / steps));
-        check_finite(net.m, net.m->weights, "weight", step + 1);
+        for (int i = count - 1; i > 0 && step % each == 0; i--) {
+            int j = (int)rng_below(rng, (size_t)i + 1), swap = order[i];
+            order[i] = order[j], order[j] = swap;
+        }
+        loss += net_gradient(net, images, order + step % each * c->batch, rng_next(rng), lanes);
+        check_finite(net->m, lanes, "gradient", step + 1);
+        optimizer_step(net->m, lanes, c->lr * (1 - (double)step / steps));
+        check_finite(net->m, net->m->weights, "weight", step + 1);
         if ((step + 1) % each) continue;
-        Certificate k = net_certify(&net);
-        check_promise(net.m, &k, step + 1, BUG);
-        double measured_loss = proven_radii(&net, spaces, measured, radii);
-        fprintf(log, "%d\t%.4f\t%.4f\t%.4f\t%s\t%.6f\t%.1f\n", (step + 1) / each, loss,
-                measured_loss, share_beyond(radii, measured.count, 0), show_bound(k.log10_sound),
-                norm_over_cap(net.m), seconds() - began);
-        fprintf(stderr, "%d/%d  train %.4f  %s %.4f (%.2f %%, certified %.2f %.2f %.2f)  certificate %s  %.0f s\n",
-                (step + 1) / each, n.epochs, loss, n.holdout ? "held out" : "test", measured_loss,
-                100 * share_beyond(radii, measured.count, 0), 100 * share_beyond(radii, measured.count, radii_shown[0]),
-                100 * share_beyond(radii, measured.count, radii_shown[1]), 100 * share_beyond(radii, measured.count, radii_shown[2]),
-                show_bound(k.log10_sound), seconds() - began);
+        Certificate k = net_certify(net);
+        check_promise(net->m, &k, step + 1, BUG);
+        Score score = measure(net, k);
+        for (int i = 0; i < 2; i++) // the log, and a line on stderr
+            fprintf(i ? stderr : log, "%d\t%.4f\t%.4f\t%.4f\t%.4f\t%s\t%.6f\t%.1f\n",
+                    (step + 1) / each, loss / each, score.loss, score.accuracy,
+                    certified(net, radii_shown[0]), show_bound(k.log10_sound),
+                    norm_over_cap(net->m), seconds() - began);
         fflush(log), loss = 0;
     }
-    fclose(log);
-    save_net(&net);
-    print_results_of(&net, spaces, measured, radii);
-    for (int i = 0; i < 3; i++)
-        printf("certified_%.4f\t%.4f\n", radii_shown[i], share_beyond(radii, measured.count, radii_shown[i]));
-    printf("checkpoint\t%s\nlog\t%s\n", c->out, c->log);
-    free(train.records), free(measured.records), free(order), free(lanes), free(radii);
-    net_free(&net, spaces);
-    return 0;
+    fclose(log), free(order), free(lanes);
 }
 
-static int command_use_net(Network n, bool attacks) {
-    Net net = load_net(n);
-    Images images = read_split(&net.n, false);
-    Space *spaces = spaces_create(&net, omp_get_max_threads(), CHUNK);
-    double *radii = doubles((size_t)images.count);
-    print_results_of(&net, spaces, images, radii);
-    print_norms(net.m);
-    printf("\nl2_radius\tcertified_accuracy%s\t(%d images)\n", attacks ? "\taccuracy_under_attack" : "", images.count);
-    for (int i = 0; i < 6; i++) {
-        printf("%.4f\t%.4f", radii_shown[i], share_beyond(radii, images.count, radii_shown[i]));
-        if (attacks) printf("\t%.4f", under_attack(&net, spaces, images, radii, radii_shown[i]));
+// show: results as name<TAB>value, and the table of radii.
+static int show(Net *net, bool attacks) {
+    const char *split = net->n.holdout ? "heldout" : "test";
+    Certificate k = net_certify(net);
+    Score score = measure(net, k);
+    printf("images\t%d\n%s_loss\t%.4f\n%s_accuracy\t%.4f\n", net->count, split, score.loss, split,
+           score.accuracy);
+    printf("certificate\t%s\n", show_bound(k.log10_sound));
+    printf("l2_constant\t%s\n", show_bound(k.log10_sound + log10((double)CLASSES / PIXELS) / 2));
+    if (!is_constrained(&net->m->config) || !within_caps(net->m))
+        printf("note\tnot constrained: this is a measurement of these weights, not a guarantee\n");
+    print_norms(net->m);
+    printf("\nl2_radius\tcertified_accuracy%s\n", attacks ? "\taccuracy_under_attack" : "");
+    for (int i = 0; i < RADII; i++) {
+        printf("%.4f\t%.4f", radii_shown[i], certified(net, radii_shown[i]));
+        if (attacks) printf("\t%.4f", under_attack(net, radii_shown[i]));
         printf("\n"), fflush(stdout);
     }
-    free(images.records), free(radii);
-    net_free(&net, spaces);
-    return 0;
+    return net_free(net);
 }
 
 #ifndef MLP_MAIN
 #define MLP_MAIN main
 #endif
 int MLP_MAIN(int argc, char **argv) {
-    static const char *const words[] = {"train", "eval", "certify"};
-    const char *value[NETWORK_OPTIONS] = {NULL}, *cap = NULL, *budget = NULL;
-    Network n = network_preset(TIGHT);
-    int k = 0;
+    static const char *const names[] = {"train", "eval", "certify"};
+    const char *value[SETUP_OPTIONS] = {NULL};
+    bool paper = false, capped = false, budget = false;
+    int command = 0;
     start_process();
-    while (k < 3 && (argc < 2 || strcmp(argv[1], words[k]))) k++;
-    if (k == 3) {
-        printf("mlp: CIFAR-10. Usage: mlp train|eval|certify [--key value]\n");
-        for (const Option *o = network_options; o < network_options + NETWORK_OPTIONS; o++)
-            printf("    --%-15s %s\n", o->name, o->help);
+    while (command < 3 && (argc < 2 || strcmp(argv[1], names[command]))) command++;
+    if (command == 3) {
+        printf("mlp: a perceptron on CIFAR-10. Usage: mlp train|eval|certify [--key value]\n");
+        for (int i = 0; i < SETUP_OPTIONS; i++)
+            printf("    --%-15s %s\n", setup_options[i].name, setup_options[i].help);
         return argc < 2 || strcmp(argv[1], "--help") ? 2 : 0;
     }
-    read_arguments(network_options, NETWORK_OPTIONS, 1 << k, argc - 2, argv + 2, value);
-    for (int i = 0; i < NETWORK_OPTIONS; i++) {
-        const Option *o = &network_options[i];
-        if (value[i] && o->offset == AT(preset) && !strcmp(value[i], "paper")) n = network_preset(PAPER);
+    read_arguments(setup_options, SETUP_OPTIONS, 1 << command, argc - 2, argv + 2, value);
+    for (int i = 0; i < SETUP_OPTIONS; i++) {
+        const Option *o = &setup_options[i];
+        paper = paper || (value[i] && o->offset == AT(preset) && !strcmp(value[i], "paper"));
+        budget = budget || (value[i] && o->offset == AT(lipschitz));
+        capped = capped || (value[i] && o->use & BUDGETED);
     }
-    for (int i = 0; i < NETWORK_OPTIONS; i++) {
-        const Option *o = &network_options[i];
+    Setup n = preset_of(paper ? PAPER : TIGHT);
+    Config *c = &n.base;
+    for (int i = 0; i < SETUP_OPTIONS; i++) {
         if (!value[i]) continue;
-        set_option(&n, o, value[i], "--", 2);
-        if (o->offset == AT(cap)) n.base.cap_in = n.base.cap_out = n.base.cap_head = n.base.cap;
-        if (o->use & BUDGETED) cap = o->name;
-        if (o->offset == AT(lipschitz)) budget = value[i];
+        set_option(&n, &setup_options[i], value[i], "--", 2);
+        if (setup_options[i].offset == AT(cap)) c->cap_in = c->cap_out = c->cap_head = c->cap;
     }
-    if (!budget && (cap || !holds_caps(&n.base))) n.base.lipschitz = 0;
-    if (n.base.lipschitz > 0 && !holds_caps(&n.base)) die_usage("choose another", "--lipschitz cannot be held");
-    return k == 0 ? command_train_net(n) : command_use_net(n, k == 2 && n.attack_steps > 0);
+    if (!budget && (capped || !holds_caps(c))) c->lipschitz = 0;
+    if (c->lipschitz > 0 && (capped || !holds_caps(c)))
+        die_usage("leave one out", "--lipschitz chooses the caps, and holds them");
+    if (command > 0) {
+        Net net = load_net(n);
+        net.images = read_images(&net.n, false, &net.count);
+        net.radii = doubles((size_t)net.count);
+        return show(&net, command == 2);
+    }
+    Rng rng = {(uint64_t)c->seed};
+    int count, lane = (c->batch + lanes_of(c) - 1) / lanes_of(c);
+    unsigned char *images = read_images(&n, true, &count);
+    check_places((const char *const[]){c->out, c->log}, 0, 2);
+    if (c->lipschitz > 0) to_budget(&n);
+    Net net = net_create(&n, lane > CHUNK ? lane : CHUNK);
+    net.images = read_images(&n, false, &net.count);
+    net.radii = doubles((size_t)net.count);
+    net_init(&net, &rng);
+    net_train(&net, images, count, &rng);
+    save_net(&net), free(images);
+    return show(&net, false);
 }
