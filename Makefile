@@ -2,6 +2,7 @@
 # make test        all tests                    make train TEXT=my.txt   the same on your own text
 # make double      build/lipgpt-double, the same program in double: tells rounding from mistake
 # make search      build/search: the search for a certificate's worst pair of inputs, from below
+# make mlp         fetch CIFAR-10, train a perceptron with an enforced constant, certify and attack it
 # make golden      dev/golden/*: the numbers of one training step, for ports (dev/porting.md)
 # make plot        out/plot.png: a run's log, its certificate layer by layer; FILES='...' overlays several
 # make debug       build/lipgpt-debug: sanitizers, and the caps asserted after every step
@@ -63,13 +64,15 @@ build/search: dev/search.c $(SOURCE)
 	$(CC) $(FLAGS) dev/search.c -o $@ -lm
 build/search-debug: dev/search.c $(SOURCE)
 	$(CC) $(DEBUG) dev/search.c -o $@ -lm
+build/mlp: dev/mlp.c dev/search.c $(SOURCE)
+	$(CC) $(FLAGS) dev/mlp.c -o $@ -lm
 build/golden: dev/golden.c $(SOURCE)
 	$(CC) $(FLAGS) dev/golden.c -o $@ -lm
 build/bench: dev/bench.c $(SOURCE)
 	$(CC) $(FLAGS) dev/bench.c -o $@ -lm -ldl
-build/test-float build/test-double: test_lipgpt.c dev/search.c dev/golden.c $(SOURCE)
+build/test-float build/test-double: test_lipgpt.c dev/test_mlp.c dev/mlp.c dev/search.c dev/golden.c $(SOURCE)
 	$(CC) $(FLAGS) $(if $(findstring double,$@),-DLIPGPT_DOUBLE) test_lipgpt.c -o $@ -lm
-build/test-float-debug build/test-double-debug: test_lipgpt.c dev/search.c dev/golden.c $(SOURCE)
+build/test-float-debug build/test-double-debug: test_lipgpt.c dev/test_mlp.c dev/mlp.c dev/search.c dev/golden.c $(SOURCE)
 	$(CC) $(DEBUG) $(if $(findstring double,$@),-DLIPGPT_DOUBLE) test_lipgpt.c -o $@ -lm
 
 # With a text of one's own nothing is fetched.
@@ -87,8 +90,12 @@ golden: build/golden
 plot: lipgpt
 	$(PYTHON) dev/plot.py $(FILES)
 
-# Float, double and command line; then the same once more under the sanitizers; and two scripts.
-test: lipgpt build/search build/test-float build/test-double build/lipgpt-debug build/search-debug \
+mlp: build/mlp
+	@data=$$($(PYTHON) prepare_data.py --cifar10) && build/mlp train --data "$$data" $(MLP) && \
+	build/mlp certify --data "$$data"
+
+# Float, double and command line; then the same once more under the sanitizers; and scripts.
+test: lipgpt build/search build/mlp build/test-float build/test-double build/lipgpt-debug build/search-debug \
       build/test-float-debug build/test-double-debug
 	@test -n "$(SANITIZE)" || echo "no sanitizers: $(CC) cannot link them; the second pass runs without"
 	@rm -f build/results; status=0; \
@@ -129,5 +136,5 @@ fuzz: build/fuzz build/test-float
 clean:
 	rm -rf build lipgpt
 
-.PHONY: train double debug search golden plot test bench fuzz clean
+.PHONY: train double debug search mlp golden plot test bench fuzz clean
 .DEFAULT_GOAL := lipgpt

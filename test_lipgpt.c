@@ -1,4 +1,4 @@
-// Tests of lipgpt.c and dev/search.c, which are included whole. Compiled twice: as they are, and
+// Tests of lipgpt.c, dev/search.c and dev/mlp.c, included whole. Compiled twice: as they are, and
 // with -DLIPGPT_DOUBLE, where every float is a double, so that gradients check to 1e-8 and one
 // wrong term cannot hide. The exit status tells whether anything failed.
 //
@@ -17,8 +17,8 @@
 #ifdef __clang__ // libm's exp, in the double build, stays a scalar call
 #pragma clang diagnostic ignored "-Wpass-failed"
 #endif
-#define SEARCH_MAIN search_main
-#include "dev/search.c"
+#define MLP_MAIN mlp_main
+#include "dev/mlp.c" // and dev/search.c
 #ifdef LIPGPT_DOUBLE
 #define GOLDEN_FOR_TESTS
 #include "dev/golden.c"
@@ -3136,6 +3136,8 @@ static void test_golden(void) {
 static void test_golden(void) {} // they are of doubles
 #endif
 
+#include "dev/test_mlp.c"
+
 static void test_programs(const char *const *given) {
     char here[1024] = "", directory[] = "build/cli-XXXXXX", old[16] = "";
     char paths[2][2200] = {"", ""};
@@ -3159,7 +3161,7 @@ static void test_programs(const char *const *given) {
     test_rewrites();
     test_own_files(), test_two_runs(), test_signals(), test_random_stops(), test_descriptors();
     test_reports(), test_old_checkpoint(here), test_foreign(), test_odd_paths();
-    test_kept_files(), test_small(here);
+    test_kept_files(), test_small(here), test_mlp_program();
     gives(0, "small.st", "train --data two --preset paper --width 2 --heads 1 --blocks 1 "
           "--context 2 --batch 2 --mlp-ratio 1 --tokens 5 --steps 2 --out small.st");
     load_model("small.st");
@@ -3224,6 +3226,7 @@ int main(int argc, char **argv) {
         TEST(attention_is_tight), TEST(layers_are_tight), TEST(norms), TEST(paper_bound),
         TEST(sound_bound), TEST(compose_at_the_ends), TEST(budget), TEST(certified_share),
         TEST(certified_predictions), TEST(show_bound), TEST(part_of_split), TEST(golden),
+        TEST(mlp_gradients), TEST(mlp_batch), TEST(mlp_certificate),
     };
     verbose = getenv("VERBOSE") != NULL;
     if (argc > 2 && !strcmp(argv[1], "--seeds")) {

@@ -13,7 +13,7 @@
 #define SEARCH_MAIN search_main
 #include "search.c"
 
-enum { SIDE = 32, PIXELS = 3 * SIDE * SIDE, RECORD = 1 + PIXELS, CLASSES = 10, LAYERS = 16 };
+enum { SIDE = 32, PIXELS = 3 * SIDE * SIDE, RECORD = 1 + PIXELS, LABELS = 10, LAYERS = 16 };
 #define CENTER 0.5 // ours, taken off all pixels
 enum { RELU, LANES = 8, CHUNK = 50, STEPS = 100, RESTARTS = 5 }; // RELU: in GELU's place
 typedef struct { Config c; int epochs, holdout; } Setup; // c first: lipgpt's options fit
@@ -27,7 +27,8 @@ static Setup preset_setup(Preset preset) {
     n.c.cap_in = n.c.cap_out = n.c.cap_head = 4.86; // 4.86^3 = 115
     n.c.lipschitz = 115, n.c.lr = 0.3;
     if (preset == PAPER) return n;
-    n.c.activation = MAXMIN, n.c.bias = 1, n.c.width = 512, n.c.lipschitz = 8.75, n.c.lr = 0.5;
+    n.c.activation = MAXMIN, n.c.bias = 1, n.c.width = 512, n.epochs = 40;
+    n.c.batch = 1024, n.c.lipschitz = 10, n.c.lr = 0.5;
     return n;
 }
 
@@ -78,7 +79,7 @@ static Net net_create(const Setup *n, int T) {
                .spaces = allocate((size_t)omp_get_max_threads(), sizeof(Space))};
     Model *m = net.m;
     Config *c = &m->config;
-    *c = n->c, c->heads = 1, c->vocabulary = CLASSES;
+    *c = n->c, c->heads = 1, c->vocabulary = LABELS;
     int L = c->blocks, d = c->width;
     double share = 1.0 / (L + 1);
     m->count = L * KINDS;
@@ -88,8 +89,8 @@ static Net net_create(const Setup *n, int T) {
         add_tensor(m, W_IN, l, "weight", d, l ? d : PIXELS, l ? c->cap_out : c->cap_in, share);
         add_tensor(m, B_IN, l, "bias", c->bias, d, 0, c->share_bias);
     }
-    add_tensor(m, W_HEAD, 0, "head.weight", CLASSES, d, c->cap_head, share * c->share_head);
-    add_tensor(m, B_OUT, 0, "head.bias", c->bias, CLASSES, 0, c->share_bias);
+    add_tensor(m, W_HEAD, 0, "head.weight", LABELS, d, c->cap_head, share * c->share_head);
+    add_tensor(m, B_OUT, 0, "head.bias", c->bias, LABELS, 0, c->share_bias);
     m->weights = floats(m->size), m->momentum = floats(m->size);
     m->second = c->optimizer == ADAMW ? floats(m->size) : NULL;
     for (Space *s = net.spaces; s < net.spaces + omp_get_max_threads(); s++) {
@@ -115,7 +116,7 @@ static void net_init(Net *net, Rng *rng) {
     }
 }
 
-// net_forward: from images in s->x[0] (T, PIXELS) to logits (T, CLASSES), which it returns.
+// net_forward: from images in s->x[0] (T, PIXELS) to logits (T, LABELS), which it returns.
 static float *net_forward(const Net *net, Space *s, int T) {
     for (int l = 0;; l++) {
         const Tensor *t = layer(net, false, l);
@@ -155,7 +156,7 @@ static void read_images(Net *net) {
                  net->n.c.data, i + 1);
         unsigned char *bytes = read_file(path, &size, FETCH), *old = net->images;
         for (size_t j = 0; j < size; j += RECORD)
-            if (bytes[j] >= CLASSES || size % RECORD)
+            if (bytes[j] >= LABELS || size % RECORD)
                 die(FETCH, "%s is not a batch of CIFAR-10", path);
         net->images = allocate(total + size, 1);
         if (old) memcpy(net->images, old, total);
@@ -193,8 +194,8 @@ static double net_gradient(const Net *net, const int *batch, uint64_t seed, floa
         for (int i = lane; i < n; i += LANES) load_image(net, s, T++, batch[i], &coin);
         float *g = memset(lanes + (size_t)lane * size, 0, size * sizeof(float));
         float *z = net_forward(net, s, T);
-        losses[lane] = cross_entropy_forward(z, s->labels, &correct, T, CLASSES);
-        cross_entropy_backward(z, s->labels, n, T, CLASSES);
+        losses[lane] = cross_entropy_forward(z, s->labels, &correct, T, LABELS);
+        cross_entropy_backward(z, s->labels, n, T, LABELS);
         net_backward(net, s, g, T);
     }
     #pragma omp parallel for schedule(static)
@@ -209,8 +210,10 @@ static Certificate net_certify(const Net *net) {
     Certificate k = {.log10_trunk = 0};
     for_slices(net->m, ALL_SLICES, measure_slice, NULL);
     for (int l = 0; l < net->n.c.blocks; l++) k.log10_trunk += log10(norm(net->m, W_IN, l));
-    k.log10_trunk += COMPOSE_ERROR(net->n.c.blocks, 1, fabs(k.log10_trunk));
+    double error = COMPOSE_ERROR(net->n.c.blocks, 1, fabs(k.log10_trunk));
+    if (isfinite(error)) k.log10_trunk += error; // a layer of zeros has a log of -infinity
     k.log10_sound = k.log10_trunk + log10(norm(net->m, W_HEAD, 0));
+    if (isnan(k.log10_sound)) k.log10_trunk = k.log10_sound = INFINITY; // nothing is claimed
     return k;
 }
 
@@ -226,10 +229,10 @@ static Score measure(const Net *net, const Certificate *k) {
         int t = i % CHUNK, T = imin(CHUNK, net->count - i);
         for (int j = 0; j < T && t == 0; j++) load_image(net, s, j, net->first + i + j, NULL);
         if (t == 0) net_forward(net, s, T);
-        float *z = s->z[net->n.c.blocks] + t * CLASSES;
-        double room = margin(z, s->labels[t], distances, CLASSES);
+        float *z = s->z[net->n.c.blocks] + t * LABELS;
+        double room = margin(z, s->labels[t], distances, LABELS);
         net->radii[i] = room < 0 ? -1 : room * unit;
-        loss += cross_entropy_forward(z, s->labels + t, &right, 1, CLASSES);
+        loss += cross_entropy_forward(z, s->labels + t, &right, 1, LABELS);
     }
     free(distances);
     return (Score){loss / net->count, (double)right / net->count, 0};
@@ -241,10 +244,10 @@ static double certified(const Net *net, double radius) { // the share of images,
     return (double)beyond / net->count;
 }
 
-// ascend: projected gradient ascent on the lead of the best wrong logit, within eps, in RMS units,
-// of images x (T, PIXELS) and within [0, 1]; from x, or with rng from a random point of the ball.
+// attack_images: projected gradient ascent on the lead of the best wrong logit, within eps, in RMS
+// units, of images x (T, PIXELS) and within [0, 1]; from x, or with rng from anywhere in the ball.
 // safe[t]: at every point that was visited the prediction was right.
-static void ascend(const Net *net, Space *s, const float *x, double eps, Rng *rng, int T,
+static void attack_images(const Net *net, Space *s, const float *x, double eps, Rng *rng, int T,
                    bool *safe) {
     size_t n = (size_t)T * PIXELS;
     float *moved = s->x[0], low = net->n.c.preset == TIGHT ? (float)-CENTER : 0;
@@ -254,12 +257,12 @@ static void ascend(const Net *net, Space *s, const float *x, double eps, Rng *rn
         for (size_t i = 0; i < n; i++)
             moved[i] = moved[i] < low ? low : moved[i] > low + 1 ? low + 1 : moved[i];
         float *z = net_forward(net, s, T);
-        for (int t = 0; t < T; t++, z += CLASSES) {
+        for (int t = 0; t < T; t++, z += LABELS) {
             int label = s->labels[t], best = label == 0;
-            for (int j = 0; j < CLASSES; j++)
+            for (int j = 0; j < LABELS; j++)
                 if (j != label && z[j] > z[best]) best = j;
             safe[t] = (step == 0 || safe[t]) && z[label] > z[best];
-            memset(z, 0, CLASSES * sizeof *z);
+            memset(z, 0, LABELS * sizeof *z);
             z[best] = 1, z[label] = -1;
         }
         net_backward(net, s, NULL, T);
@@ -284,7 +287,7 @@ static double under_attack(const Net *net, double radius) {
         for (int again = 0; again < RESTARTS && T > 0; again++) {
             for (int t = 0; t < T; t++) load_image(net, s, t, net->first + standing[t], NULL);
             memcpy(x, s->x[0], (size_t)T * PIXELS * sizeof(float));
-            ascend(net, s, x, eps, again ? &rng : NULL, T, safe);
+            attack_images(net, s, x, eps, again ? &rng : NULL, T, safe);
             int left = 0;
             for (int t = 0; t < T; t++)
                 if (safe[t]) standing[left++] = standing[t];
@@ -374,7 +377,7 @@ static void show(const Net *net, bool attacked) {
     printf("images\t%d %s\n", net->count, net->n.holdout ? "held out" : "test");
     printf("loss\t%.4f\naccuracy\t%.4f\n", score.loss, score.accuracy);
     printf("certificate\t%s\nl2_constant\t%s\n", show_bound(k.log10_sound),
-           show_bound(k.log10_sound + log10((double)CLASSES / PIXELS) / 2));
+           show_bound(k.log10_sound + log10((double)LABELS / PIXELS) / 2));
     if (!is_constrained(&net->m->config) || !within_caps(net->m))
         printf("note\tnot constrained: this is a measurement of these weights, not a guarantee\n");
     print_norms(net->m);
@@ -401,10 +404,11 @@ int MLP_MAIN(int argc, char **argv) {
         if (strstr(shared, name)) table[rows++] = options[i];
     }
     while (command < 3 && (argc < 2 || strcmp(argv[1], commands_here[command]))) command++;
+    if (command == 3 && (argc < 2 || strcmp(argv[1], "--help")))
+        die_usage("give train, eval or certify, or --help", "no command");
     if (command == 3) {
-        printf("mlp: a perceptron on CIFAR-10. Usage: mlp train|eval|certify [--key value]\n");
         for (int i = 0; i < rows; i++) printf("    --%-15s %s\n", table[i].name, table[i].help);
-        return argc < 2 || strcmp(argv[1], "--help") ? 2 : 0;
+        return 0;
     }
     read_arguments(table, rows, 1 << command, argc - 2, argv + 2, value);
     Setup n = preset_setup(TIGHT);
