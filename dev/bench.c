@@ -144,6 +144,81 @@ static void layers(const Run *r, double of) {
     printf("%-44s %8.2f ns per unit\n", "GELU", 1e9 * median(forward_time, 9) / T / F);
 }
 
+// Constraints: what each adds to a step of one matrix, by one thread, beside Muon's update of it
+// and the SVD that would do as well. The share is of all that a step of 64 x 256 tokens does with the
+// matrix: its products, forward and backward, the update and the constraint.
+typedef void Svd(const char *, const int *, const int *, float *, const int *, float *, float *,
+                 const int *, float *, const int *, float *, const int *, int *, int *, size_t);
+
+// svd_once: seconds of LAPACK's divide and conquer, of W (rows, cols), with all vectors.
+static double svd_once(Svd *svd, const float *W, int rows, int cols) {
+    int n = imin(rows, cols), k = rows + cols - n, size = -1, error = 0;
+    size_t nn = (size_t)n * (size_t)n, nk = (size_t)n * (size_t)k;
+    float *a = floats(nk), *sigma = floats((size_t)n), *u = floats(nn), *v = floats(nk), best;
+    int *integers = allocate(8 * (size_t)n, sizeof *integers);
+    svd("S", &n, &k, a, &n, sigma, u, &n, v, &n, &best, &size, integers, &error, 1);
+    size = (int)best;
+    float *work = floats((size_t)size);
+    memcpy(a, W, nk * sizeof *a);
+    double start = seconds();
+    svd("S", &n, &k, a, &n, sigma, u, &n, v, &n, work, &size, integers, &error, 1);
+    double elapsed = seconds() - start;
+    free(a), free(sigma), free(u), free(v), free(integers), free(work);
+    return elapsed;
+}
+
+static void cost(const char *what, double time, double muon, double products) {
+    double rest = time == muon ? 0 : muon;
+    printf("  %-42s %8.2f ms %6.2fx %5.1f %%\n", what, 1e3 * time, time / muon,
+           100 * time / (products + rest + time));
+}
+
+static void constraints(Svd *svd, const char *library) {
+    static const int shapes[][2] = {{256, 256}, {1024, 256}, {768, 3072}};
+    enum { TOKENS = 256, REPEATS = 7 };
+    double times[REPEATS];
+    printf("constraints, one thread: time of a step, against Muon's update, share of the step\n");
+    for (int shape = 0; shape < 3; shape++) {
+        int O = shapes[shape][0], I = shapes[shape][1];
+        size_t n = (size_t)O * (size_t)I;
+        float *W = floats(n), *m = floats(n), *x = floats((size_t)TOKENS * (size_t)I);
+        float *y = floats((size_t)TOKENS * (size_t)O);
+        double unit = sqrt((double)O / I), products, muon;
+        Scratch s = scratch_create(O, I);
+        Config c = preset_config(PAPER);
+        fill_random(W, n), fill_random(m, n), fill_random(x, (size_t)TOKENS * (size_t)I);
+        scale_by(W, n, 1.1 * unit / spectral_norm(W, O, I, NULL).upper); // a tenth above its cap
+        for (int i = 0; i < REPEATS; i++) {
+            double start = seconds();
+            linear_forward(y, x, W, NULL, TOKENS, I, O);
+            linear_backward(x, m, NULL, y, x, W, TOKENS, I, O);
+            times[i] = seconds() - start;
+        }
+        products = 64 * median(times, REPEATS);
+        fill_random(m, n);
+        for (int i = 0; i < REPEATS; i++) {
+            double start = seconds();
+            muon_matrix(&s, W, m, O, I, 0.1, 0);
+            times[i] = seconds() - start;
+        }
+        muon = median(times, REPEATS);
+        printf("  (%d, %d)\n", O, I);
+        cost("Muon's update", muon, muon, products);
+        for (Constraint k = SOFT; k <= DECAY; k++) {
+            c.constraint = k;
+            for (int i = 0; i < REPEATS; i++) {
+                widen(s.x, W, O, I, 1 / unit);
+                double start = seconds();
+                constrain(&s, &c, 1.1, 1);
+                times[i] = seconds() - start;
+            }
+            cost(constraint_words[k], median(times, REPEATS), muon, products);
+        }
+        if (svd) cost(library, svd_once(svd, W, O, I), muon, products);
+        free(W), free(m), free(x), free(y), scratch_free(&s);
+    }
+}
+
 // flops_of_step: needed by forward and backward of a batch, and by the optimizer.
 static double flops_of_sequences(const Model *m) {
     const Config *c = &m->config;
@@ -199,6 +274,10 @@ int main(int argc, char **argv) {
         if (set_threads)
             set_threads(1);
     }
+    const char *svd_of = openblas ? "SVD, sgesdd of OpenBLAS" : "SVD, sgesdd of liblapack.so.3";
+    void *lapack = openblas ? library : dlopen("liblapack.so.3", RTLD_NOW);
+    Svd *svd = NULL;
+    if (lapack) *(void **)&svd = dlsym(lapack, "sgesdd_");
     int threads = omp_get_max_threads();
     double one = peak(1), all = peak(threads);
     printf("%-44s %8s %9s\n", "", "GFLOP/s", "of peak");
@@ -217,6 +296,7 @@ int main(int argc, char **argv) {
     Run r = run_create(model_create(&c), data, (Progress){0});
     model_init(r.m, &rng);
     layers(&r, one);
+    constraints(svd, svd_of);
 
     double optimizer, whole = 0, previous = 0, needed = flops_of_sequences(r.m);
     char what[64];
