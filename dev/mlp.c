@@ -235,7 +235,7 @@ static Score measure(const Net *net, const Certificate *k) {
         loss += cross_entropy_forward(z, s->labels + t, &right, 1, LABELS);
     }
     free(distances);
-    return (Score){loss / net->count, (double)right / net->count, 0};
+    return (Score){.loss = loss / net->count, .accuracy = (double)right / net->count};
 }
 
 static double certified(const Net *net, double radius) { // the share of images, once measured
@@ -317,11 +317,11 @@ static void save_net(const Net *net) {
 static Net load_net(Setup n) {
     char source[PATH_SIZE + 8];
     File f = open_tensors(n.c.model);
-    if (strcmp(metadata_of(&f, "format", NULL), "lipgpt mlp 1"))
+    if (strcmp(metadata_of(&f, "format", NULL, NULL), "lipgpt mlp 1"))
         die("give a checkpoint that build/mlp wrote", "%s is of another format", f.path);
     snprintf(source, sizeof source, "%s: ", f.path);
     for (const Option *o = table; o < table + rows; o++)
-        if (o->use & SAVED) set_option(&n, o, metadata_of(&f, o->name, NULL), source, 1);
+        if (o->use & SAVED) set_option(&n, o, metadata_of(&f, o->name, NULL, NULL), source, 1);
     Net net = net_create(&n, CHUNK);
     if (f.size - f.data != (net.m->second ? 3 : 2) * net.m->size * sizeof(float))
         die(REFETCH, "%s has not the size that its settings want", f.path);
@@ -362,8 +362,8 @@ static void net_train(Net *net, Rng *rng) {
         check_promise(net->m, &k, step + 1, BUG);
         Score score = measure(net, &k);
         fprintf(stderr, "%d\t%.4f\t%.4f\t%.4f\t%.4f\t%s\t%.6f\t%.1f\n", (step + 1) / each, loss,
-                score.loss, score.accuracy, certified(net, 36 / 255.0), show_bound(k.log10_sound),
-                norm_over_cap(net->m), seconds() - began);
+                score.loss, score.accuracy, certified(net, 36 / 255.0),
+                show_bound(k.log10_sound, 6), norm_over_cap(net->m), seconds() - began);
         loss = 0;
     }
     free(order), free(lanes);
@@ -376,8 +376,8 @@ static void show(const Net *net, bool attacked) {
     Score score = measure(net, &k);
     printf("images\t%d %s\n", net->count, net->n.holdout ? "held out" : "test");
     printf("loss\t%.4f\naccuracy\t%.4f\n", score.loss, score.accuracy);
-    printf("certificate\t%s\nl2_constant\t%s\n", show_bound(k.log10_sound),
-           show_bound(k.log10_sound + log10((double)LABELS / PIXELS) / 2));
+    printf("certificate\t%s\nl2_constant\t%s\n", show_bound(k.log10_sound, 6),
+           show_bound(k.log10_sound + log10((double)LABELS / PIXELS) / 2, 6));
     if (!is_constrained(&net->m->config) || !within_caps(net->m))
         printf("note\tnot constrained: this is a measurement of these weights, not a guarantee\n");
     print_norms(net->m);
