@@ -146,7 +146,8 @@ static void layers(const Run *r, double of) {
 
 // Constraints: what each adds to a step of one matrix, by one thread, beside Muon's update of it
 // and the SVD that would do as well. The share is of all that a step of 64 x 256 tokens does with the
-// matrix: its products, forward and backward, the update and the constraint.
+// matrix: its products, forward and backward, the update and the constraint. Times are the shortest
+// of several, because a busy machine would distort ratios of such short ones.
 typedef void Svd(const char *, const int *, const int *, float *, const int *, float *, float *,
                  const int *, float *, const int *, float *, const int *, int *, int *, size_t);
 
@@ -167,6 +168,12 @@ static double svd_once(Svd *svd, const float *W, int rows, int cols) {
     return elapsed;
 }
 
+static double shortest(const double *values, int n) {
+    double least = values[0];
+    for (int i = 1; i < n; i++) least = min(least, values[i]);
+    return least;
+}
+
 static void cost(const char *what, double time, double muon, double products) {
     double rest = time == muon ? 0 : muon;
     printf("  %-42s %8.2f ms %6.2fx %5.1f %%\n", what, 1e3 * time, time / muon,
@@ -175,7 +182,7 @@ static void cost(const char *what, double time, double muon, double products) {
 
 static void constraints(Svd *svd, const char *library) {
     static const int shapes[][2] = {{256, 256}, {1024, 256}, {768, 3072}};
-    enum { TOKENS = 256, REPEATS = 7 };
+    enum { TOKENS = 256, REPEATS = 9 };
     double times[REPEATS];
     printf("constraints, one thread: time of a step, against Muon's update, share of the step\n");
     for (int shape = 0; shape < 3; shape++) {
@@ -194,14 +201,14 @@ static void constraints(Svd *svd, const char *library) {
             linear_backward(x, m, NULL, y, x, W, TOKENS, I, O);
             times[i] = seconds() - start;
         }
-        products = 64 * median(times, REPEATS);
+        products = 64 * shortest(times, REPEATS);
         fill_random(m, n);
         for (int i = 0; i < REPEATS; i++) {
             double start = seconds();
             muon_matrix(&s, W, m, O, I, 0.1, 0);
             times[i] = seconds() - start;
         }
-        muon = median(times, REPEATS);
+        muon = shortest(times, REPEATS);
         printf("  (%d, %d)\n", O, I);
         cost("Muon's update", muon, muon, products);
         for (Constraint k = SOFT; k <= DECAY; k++) {
@@ -212,7 +219,7 @@ static void constraints(Svd *svd, const char *library) {
                 constrain(&s, &c, 1.1, 1);
                 times[i] = seconds() - start;
             }
-            cost(constraint_words[k], median(times, REPEATS), muon, products);
+            cost(constraint_words[k], shortest(times, REPEATS), muon, products);
         }
         if (svd) cost(library, svd_once(svd, W, O, I), muon, products);
         free(W), free(m), free(x), free(y), scratch_free(&s);
