@@ -6,6 +6,7 @@ names are those of lipgpt.c. Weights and momenta are dicts {name: array (rows, c
 """
 
 import argparse
+import itertools
 import math
 import sys
 import time
@@ -34,6 +35,9 @@ TIGHT = PAPER | dict(
     share_head=20.0, cap_qk=0.1, cap_v=0.9, cap_o=1.0, cap_in=2.1, cap_out=2.1, cap_head=6.0)
 BUDGETED = "cap_qk", "cap_in", "cap_out", "cap_head"    # what a budget scales
 CAPS = BUDGETED + ("cap_v", "cap_o")                    # what --cap sets, and a budget excludes
+PREFIXES = "", "momentum.", "second."        # of the tensors in a checkpoint
+AMPLIFIED = "gradient", "momentum_after", "second_after", "update", "after"   # what float32 blurs
+PER_TENSOR = AMPLIFIED + ("u", "soft_cap", "norm")      # one row of check is of all tensors
 EPSILON = 2.0**-52
 ROUNDING = 1e-6                 # what float may add to a norm
 GELU_DIVISOR = 1.1289
@@ -90,19 +94,23 @@ def constants(c):
     return tuple(float(np.dtype(c.dtype).type(x)) for x in exact)
 
 
+def bisect(low, high, below):
+    """Both ends of where below, true at low, becomes false."""
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if below(middle) else (low, middle)
+    return low, high
+
+
 def soft_cap_strengths(top, cap):
     """The coupling: each p of x <- x - p x^3, x <- x + p x^3 that takes singular values from at
     most top to at most cap: one, or one for every 23 % that are to be taken off."""
     strengths, top, cap = [], top * (1 + ROUNDING), cap * (1 - ROUNDING)
     while cap and top > cap:
-        goal, low, high = max(cap, 0.77 * top), 0.0, 1 / 3
-        for _ in range(60):     # x^4 - 3 x^3 + 3 x^2 = (top - goal) / top, with x = p top^2
-            x = (low + high) / 2
-            if x * x * (x * x - 3 * x + 3) < (top - goal) / top:
-                low = x
-            else:
-                high = x
-        strengths.append(high / top**2)
+        goal = max(cap, 0.77 * top)
+        off = (top - goal) / top        # x^4 - 3 x^3 + 3 x^2, with x = p top^2
+        x = bisect(0.0, 1 / 3, lambda x: x * x * (x * x - 3 * x + 3) < off)[1]
+        strengths.append(x / top**2)
         top = goal
     return strengths
 
@@ -137,34 +145,20 @@ class Rng:
         return np.sqrt(-2 * np.log(1 - u[::2])) * np.cos(2 * np.pi * u[1::2])
 
 
-def orthogonal(x):
-    """All singular values of x (n, k), n <= k, near 1: Newton-Schulz."""
-    x = x / np.linalg.norm(x)
-    for a, b, c in NEWTON_SCHULZ:
-        gram = x @ x.T
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
-    return x
-
-
-def initial(c, rng):
+def initial(c, rng, update):
     """The weights at step 0. Only E, W_q, W_k, W_v and W_in are drawn; the others start at zero,
     but head h of block l looks h H^l tokens back."""
     w = {}
     for name, t in plan(c).items():
-        W, norm = np.zeros((t.rows, t.cols)), min(1, t.cap) if t.cap else 1
+        W, norm = np.zeros((t.rows, t.cols), c.dtype), min(1, t.cap) if t.cap else 1
         if t.kind == "embed" or t.heads or name.endswith("mlp.in.weight"):
-            W = rng.normal(W.size).astype(c.dtype).astype(float).reshape(W.shape)
-        if t.kind == "embed":
-            W *= norm / np.sqrt(np.mean(W * W, 1, keepdims=True))
-        elif name.endswith("position_bias"):
+            W = rng.normal(W.size).reshape(W.shape).astype(c.dtype)
+            W = norm * t.unit * update(t, update(t, W))     # twice: once is not near enough to 1
+        if name.endswith("position_bias"):
             for h in range(c.heads):
                 back = h * c.heads ** int(name.split(".")[1])
                 W[h, back:back + 1] = 6
-        elif W.any():
-            wide = [x.T if len(x) > t.cols else x for x in np.split(W, t.slices)]
-            parts = [orthogonal(orthogonal(x)) * norm * t.unit for x in wide]
-            W = np.concatenate([x.T if t.rows > t.cols * t.slices else x for x in parts])
-        w[name] = W.astype(c.dtype)
+        w[name] = np.asarray(W, c.dtype)
     return w
 
 
@@ -172,29 +166,25 @@ class Text:
     """Tokens of a text (its bytes, by their place in the vocabulary) or of a shard (uint16)."""
 
     def __init__(self, path, c):
-        raw = np.fromfile(path, np.uint8)
-        header = raw[:1024].tobytes()
-        if header[:4] == (20240520).to_bytes(4, "little"):
-            self.symbols, self.tokens = b"", raw[1024:].view(np.uint16).astype(np.int32)
-            size = int(self.tokens.max()) // 128 * 128 + 128
+        self.raw = np.fromfile(path, np.uint8)
+        symbols = b""
+        if self.raw[:4].tobytes() == (20240520).to_bytes(4, "little"):
+            tokens = self.raw[1024:].view(np.uint16).astype(np.int32)
+            size = int(tokens.max()) // 128 * 128 + 128
         else:
-            self.symbols = bytes.fromhex(c.vocabulary) or bytes(np.unique(raw))
-            table = np.full(256, -1, np.int32)
-            table[list(self.symbols)] = range(len(self.symbols))
-            self.tokens, size = table[raw], len(self.symbols)
-            if self.tokens.min() < 0:
+            symbols = bytes.fromhex(c.vocabulary) or np.unique(self.raw).tobytes()
+            if not np.isin(self.raw, list(symbols)).all():
                 sys.exit(f"{path} has bytes that the model does not know")
+            tokens, size = np.searchsorted(list(symbols), self.raw), len(symbols)
         if not c.vocabulary_size:
-            c.vocabulary, c.vocabulary_size = self.symbols.hex(), size
-        train = int(0.9 * len(self.tokens))
-        self.train, self.validation = self.tokens[:train], self.tokens[train:]
-        self.raw = raw
+            c.vocabulary, c.vocabulary_size = symbols.hex(), size
+        self.train, self.validation = np.split(tokens, [int(0.9 * len(tokens))])
 
     def fingerprint(self):      # FNV-1a
         value = 0xcbf29ce484222325
         for byte in self.raw.tobytes():
-            value = (value ^ byte) * 0x100000001b3 & 0xffffffffffffffff
-        return value
+            value = (value ^ byte) * 0x100000001b3 % 2**64
+        return str(value)
 
 
 def batch_of(tokens, c, rng):
@@ -218,42 +208,42 @@ def windows_of(split, T, paper_slice):
 def checkpoint_load(path):
     """Settings, with step and rng, and all tensors of a checkpoint or a golden file."""
     with safe_open(path, "numpy") as file:
-        text, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
-    text.setdefault("share-growth", "0")
+        text, tensors = file.metadata(), {x: file.get_tensor(x) for x in file.offset_keys()}
+    text.setdefault("share-growth", "0")        # older files have none
     text.setdefault("plain-residual", str(int(text.get("residual") == "plain")))
     newer = {"value-ratio": "1", "attention-blocks": "0", "position-only": "0"}
     if text.get("residual") == "concat" or any(text.get(k, v) != v for k, v in newer.items()):
         sys.exit(f"{path}: ports know no --residual concat, --" + ", --".join(newer))
+    known = {name.replace("_", "-") for name in PAPER} | {"residual", "eval-windows"} | set(newer)
+    unknown = set(text.get("settings", "").split()) - known
+    if unknown:
+        sys.exit(f"{path} has settings that are not known here: {unknown}")
     c = SimpleNamespace(**{name: type(default)(text[name.replace("_", "-")])
                            for name, default in PAPER.items()})
     c.vocabulary, c.vocabulary_size = text["vocabulary"], int(text["vocabulary_size"])
     c.step, c.rng, c.text = int(text["step"]), int(text["rng"]), text.get("text", "")
-    c.fingerprint, c.dtype = text.get("data_fingerprint"), tensors["embedding.weight"].dtype.name
+    c.dtype = tensors["embedding.weight"].dtype.name
     return c, tensors
 
 
-def part_of(c, tensors, prefix=""):
-    """{name: array} of weights, momentum. or second., or None."""
-    names = plan(c)
-    if prefix + "embedding.weight" not in tensors:
-        return None
-    return {name: tensors[prefix + name].reshape(t.rows, t.cols) for name, t in names.items()}
+def sets_of(c, tensors):
+    """Three dicts {name: array}: weights, momenta and AdamW's squares, or None."""
+    return [{name: tensors[prefix + name].reshape(t.rows, t.cols).astype(c.dtype)
+             for name, t in plan(c).items()} if prefix + "embedding.weight" in tensors else None
+            for prefix in PREFIXES]
 
 
 def checkpoint_save(path, c, sets):
-    """sets: {prefix: {name: array}}: weights "", "momentum." and, for AdamW, "second."."""
-    _, sound, paper = bounds(c, norms_of(c, sets[""]), None)
+    _, sound, paper = bounds(c, norms_of(c, sets[0]))
     text = {name.replace("_", "-"): f"{value:.17g}" if isinstance(value, float) else str(value)
             for name, value in vars(c).items() if name in PAPER}
-    if not c.share_growth:      # a lipgpt that has no such option may read it
-        del text["share-growth"]
     text |= dict(
-        format="lipgpt 3", step=str(c.step), rng=str(c.rng), data_fingerprint=c.fingerprint,
-        certificate_log10=f"{sound[-1]:.17g}", paper_bound_log10=f"{paper[-1]:.17g}",
-        constrained=str(int(is_constrained(c))), vocabulary_size=str(c.vocabulary_size),
-        vocabulary=c.vocabulary)
-    save_file({prefix + name: np.ascontiguousarray(x, c.dtype) for prefix, tensors in sets.items()
-               if tensors for name, x in tensors.items()}, path, text)
+        format="lipgpt 3", settings=" ".join(text), step=str(c.step), rng=str(c.rng),
+        data_fingerprint=c.fingerprint, certificate_log10=f"{sound[-1]:.17g}",
+        paper_bound_log10=f"{paper[-1]:.17g}", constrained=str(int(is_constrained(c))),
+        vocabulary_size=str(c.vocabulary_size), vocabulary=c.vocabulary)
+    save_file({prefix + name: np.ascontiguousarray(x) for prefix, tensors in zip(PREFIXES, sets)
+               for name, x in (tensors or {}).items()}, path, text)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -295,7 +285,7 @@ def norms_of(c, w):
     return norms
 
 
-def bounds(c, norms, radius):
+def bounds(c, norms, radius=None):
     """What embeddings of norm <= radius (None: the table's) can do. Three lists: |x| before every
     layer and after the last; log10 of the sound bound and of the paper's, at the start, after
     every layer, and after the head."""
@@ -339,16 +329,11 @@ def apply_budget(c):
             upper = t.cap * bracket_width(min(t.rows, t.cols))
             rest = [upper * (1 if t.slices > 1 else math.sqrt(c.heads))] * t.heads
             norms[name] = np.array([[upper, upper]] + [[x, x] for x in rest])
-        return bounds(c, norms, None)[1][-1]
+        return bounds(c, norms)[1][-1]
 
-    low, high = math.log(0.05), math.log(1000)
-    for _ in range(60):
-        middle = (low + high) / 2
-        if bound_at(math.exp(middle)) > math.log10(c.lipschitz):
-            high = middle
-        else:
-            low = middle
-    bound_at(math.exp(low))
+    allowed = math.log10(c.lipschitz)
+    holds = lambda log_factor: bound_at(math.exp(log_factor)) <= allowed
+    bound_at(math.exp(bisect(math.log(0.05), math.log(1000), holds)[0]))
 
 
 def is_constrained(c):
@@ -357,15 +342,16 @@ def is_constrained(c):
             and c.constraint not in ("hammer", "decay"))
 
 
-def rooms(c, W_head, logits):
-    """At every position, logits (T, V): how far the trunk's output may move, in RMS norm, before
-    the largest logit can change; and which one that is."""
-    room, best = [], np.argmax(logits, 1)
-    for z, i in zip(logits, best):
-        reach = np.linalg.norm(W_head[i] - W_head, axis=1) * math.sqrt(c.width)
-        others = (np.arange(len(z)) != i) & (reach > 0)
+def rooms(W_head, logits):
+    """At every position of logits (T, V): how far the trunk's output may move, in RMS norm, before
+    the largest logit can change."""
+    room = []
+    for z in logits:
+        i = np.argmax(z)
+        reach = np.linalg.norm(W_head[i] - W_head, axis=1) * math.sqrt(W_head.shape[1])
+        others = reach > 0
         room.append(np.min((z[i] - z[others]) / reach[others], initial=np.inf))
-    return np.array(room), best
+    return np.array(room)
 
 
 def trunk_reach(c, norms, eps):
@@ -376,59 +362,50 @@ def trunk_reach(c, norms, eps):
 
 def certified_radius(c, norms, room):
     """How far every embedding may move before the trunk's output can have moved by room."""
-    low, high = 0.0, room / trunk_reach(c, norms, 1e-300) * 1e-300
-    for _ in range(60):
-        eps = (low + high) / 2
-        low, high = (eps, high) if room > trunk_reach(c, norms, eps) else (low, eps)
-    return low
+    most = room / trunk_reach(c, norms, 1e-300) * 1e-300
+    return bisect(0.0, most, lambda eps: room > trunk_reach(c, norms, eps))[0]
 
 
 # ------------------------------------------------------------------------------------------------
-# check: against a golden file.
-
-PER_TENSOR = "gradient momentum_after second_after update u soft_cap after norm".split()
-AMPLIFIED = "gradient momentum_after second_after update after".split()    # rounding, in float32
-
+# The commands.
 
 def check(Run, path, single):
-    """Print one row per quantity, in the order of computation; returns how many failed."""
+    """Print one row per quantity of a golden file, in its order; returns how many failed."""
     c, golden = checkpoint_load(path)
     c.dtype = "float32" if single else c.dtype
-    w, m, v = (part_of(c, golden, prefix) for prefix in ("", "momentum.", "second."))
-    w, m = ({name: x.astype(c.dtype) for name, x in tensors.items()} for tensors in (w, m))
-    eta, table = c.lr * (1 - c.step / c.steps), plan(c)
-    tokens, targets = golden["batch.tokens"].astype(int), golden["batch.targets"].astype(int)
-    mine = {}
+    eta, table, sets = c.lr * (1 - c.step / c.steps), plan(c), sets_of(c, golden)
+    norms, run = norms_of(c, sets[0]), Run(c, *sets)
+    tokens, targets = (golden[f"batch.{x}"].astype(int) for x in ("tokens", "targets"))
+    mine = {"batch.tokens": tokens, "batch.targets": targets}
     if c.text:      # the generator and the rule of windows
         ids = np.searchsorted(list(bytes.fromhex(c.vocabulary)), list(c.text.encode()))
         drawn = batch_of(ids[:int(0.9 * len(ids))], c, Rng(c.rng))
-        mine = {"batch.tokens": drawn[0], "batch.targets": drawn[1]}
-    mine |= Run(c, w, m, v).golden(tokens, targets, eta)
-    after = {name: mine.pop(name) for name in list(mine) if name.startswith("after.")}
-    mine["eta"] = eta
-    mine |= {f"u.{name}": eta * t.share for name, t in table.items()}
-    mine |= {f"soft_cap.{name}": strengths_after(c, t, eta * t.share) for name, t in table.items()}
-    norms = norms_of(c, w)
-    a, sound, paper = bounds(c, norms, None)
-    mine |= after | {f"norm.{name}": x for name, x in norms.items()}
-    mine |= {"activation_bound": a, "certificate.log10": sound, "paper_bound.log10": paper}
-    if "certified_radius" in golden:
-        room, _ = rooms(c, np.asarray(w["head.weight"], float), np.asarray(mine["logits"], float))
-        mine["certified_radius"] = [certified_radius(c, norms, x) for x in room]
+        mine = dict(zip(mine, drawn))
+    mine |= run.golden(tokens, targets)
+    mine["loss"] = run.losses(tokens[:1], targets[:1])[0]
+    room = rooms(np.asarray(sets[0]["head.weight"], float), np.asarray(mine["logits"], float))
+    mine["certified_radius"] = [certified_radius(c, norms, x) for x in room]
+    names = "activation_bound", "certificate.log10", "paper_bound.log10"
+    mine |= zip(names, bounds(c, norms))
+    mine |= {"eta": eta, "batch.loss": run.step(tokens, targets, eta)}
+    for prefix, tensors in zip(("", "momentum_", "second_"), run.sets()):
+        mine |= {f"{prefix}after.{name}": x for name, x in (tensors or {}).items()}
+    for name, t in table.items():
+        u = eta * t.share
+        mine |= {f"norm.{name}": norms[name], f"u.{name}": u,
+                 f"update.{name}": run.update(t, mine["momentum_after." + name]),
+                 f"soft_cap.{name}": strengths_after(c, t, u)}
     rows = {}
-    given = {prefix + name for prefix in ("", "momentum.", "second.") for name in table}
-    given |= set() if c.text else {"batch.tokens", "batch.targets"}
-    mine |= {name: [] for name in golden if name not in mine and name not in given}    # fail
-    for name, ours in mine.items():
-        if name in golden:
-            ours, theirs = np.asarray(ours, float).ravel(), golden[name].ravel()
-            error = np.inf
-            if ours.size == theirs.size:
-                error = np.abs(ours - theirs).max() / (np.abs(theirs).max() or 1)
-            kind = name.split(".")[0]
-            label = kind if kind in PER_TENSOR else name
-            if not error <= rows.get(label, (-1, ""))[0]:       # NaN is worst, and stays
-                rows[label] = error, name
+    given = {prefix + name for prefix in PREFIXES for name in table}
+    for name in [x for x in golden if x not in given]:
+        theirs, ours = golden[name].ravel(), np.asarray(mine.get(name, ()), float).ravel()
+        error = np.inf
+        if ours.size == theirs.size:
+            error = np.abs(ours - theirs).max() / (np.abs(theirs).max() or 1)
+        kind = name.split(".")[0]
+        label = kind if kind in PER_TENSOR else name
+        if not error <= rows.get(label, (-1, ""))[0]:       # NaN is worst, and stays
+            rows[label] = error, name
     print(f"{path}, {c.dtype}\nquantity\tlargest_error\ttolerance\t\tworst")
     failed = 0
     for label, (error, name) in rows.items():
@@ -439,69 +416,53 @@ def check(Run, path, single):
     return failed
 
 
-# ------------------------------------------------------------------------------------------------
-# The other commands.
-
 def score(run, split, paper_slice):
     """Mean loss and share of right predictions over a split's windows, 16 at a time."""
-    c, sums, groups = run.c, np.zeros(3), {}
-    for window in windows_of(split, c.context, paper_slice):
-        groups.setdefault(len(window), []).append(window)
-    for windows in groups.values():
-        for i in range(0, len(windows), 16):
-            part = np.array(windows[i:i + 16])
-            loss, right = run.losses(part[:, :-1], part[:, 1:])
+    sums = np.zeros(3)
+    for _, alike in itertools.groupby(windows_of(split, run.c.context, paper_slice), len):
+        while part := list(itertools.islice(alike, 16)):
+            loss, right = run.losses(np.array(part)[:, :-1], np.array(part)[:, 1:])
             sums += np.sum(loss, dtype=float), np.sum(right), right.size
     return sums[0] / sums[2], sums[1] / sums[2]
 
 
-def print_bounds(run, with_layers):
-    c, w = run.c, run.sets()[""]
-    norms = norms_of(c, w)
-    a, sound, paper = bounds(c, norms, None)
+def print_bounds(run, norms):
+    c = run.c
+    a, sound, paper = bounds(c, norms)
     for name, value in (("certificate", sound[-1]), ("paper_bound", paper[-1])):
         print(f"{name}\t{10**value if value < 300 else np.inf:.9g}\n{name}_log10\t{value:.9f}")
     if not is_constrained(c):
         print("note\tnot constrained: this is a measurement of these weights, not a guarantee")
-    if with_layers:
-        print("\nweight\tlower\tupper\tcap")
-        for name, t in plan(c).items():
-            for i, (lower, upper) in enumerate(norms[name]):
-                own = t.cap and (i > 0) == (t.slices > 1)
-                head = f"[head {i - 1}]" if i else ""
-                print(f"{name}{head}\t{lower:.9g}\t{upper:.9g}\t{f'{t.cap:g}' if own else '-'}")
-        print("\nlayers_passed\tactivation_bound\tcertificate_log10\tpaper_bound_log10")
-        for i, row in enumerate(zip(a, sound, paper)):
-            print(i, *(f"{x:.9g}" for x in row), sep="\t")
-    return norms
+    print("\nweight\tlower\tupper\tcap")
+    for name, t in plan(c).items():
+        for i, (lower, upper) in enumerate(norms[name]):
+            own = t.cap and (i > 0) == (t.slices > 1)
+            head = f"[head {i - 1}]" if i else ""
+            print(f"{name}{head}\t{lower:.9g}\t{upper:.9g}\t{f'{t.cap:g}' if own else '-'}")
+    print("\nlayers_passed\tactivation_bound\tcertificate_log10\tpaper_bound_log10")
+    for i, row in enumerate(zip(a, sound, paper)):
+        print(i, *(f"{x:.9g}" for x in row), sep="\t")
 
 
 def print_predictions(run, norms, split, count):
     """Shares of positions that are right and provably stay so when every embedding moves by eps."""
-    c, W_head, found = run.c, np.asarray(run.sets()[""]["head.weight"], float), []
-    windows = windows_of(split, c.context, False)
+    W_head, found = np.asarray(run.sets()[0]["head.weight"], float), []
+    windows = windows_of(split, run.c.context, False)
     count = min(count, len(windows))
     for i in range(count):
         window = windows[len(windows) * i // count]
-        room, best = rooms(c, W_head, np.asarray(run.logits(window[:-1]), float))
-        found.append(np.where(best == window[1:], room, -1))
+        z = np.asarray(run.logits(window[:-1]), float)
+        found.extend(np.where(np.argmax(z, 1) == window[1:], rooms(W_head, z), -1))
     print(f"\neps\tcertified_accuracy\t({count} windows)")
     for eps in (0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5):
-        reach = trunk_reach(c, norms, eps) if eps else 0
-        print(f"{eps:g}\t{np.mean(np.concatenate(found) > reach):.4f}")
-
-
-def draw(z, temperature, point):
-    """A token from logits z (V): the first whose cumulative probability passes point."""
-    if temperature == 0:
-        return int(np.argmax(z))
-    p = np.exp((z - z.max()) / max(temperature, 1e-6))
-    return min(int(np.searchsorted(np.cumsum(p) / p.sum(), point, "right")), len(z) - 1)
+        reach = trunk_reach(run.c, norms, eps) if eps else 0
+        print(f"{eps:g}\t{np.mean(np.array(found) > reach):.4f}")
 
 
 def sample(run, o):
-    """Write a prompt and what follows, drawn as lipgpt draws it. Tokens after a position change
-    nothing there, so the window is filled up with zeros."""
+    """Write a prompt and what follows, drawn as lipgpt draws it: the first token whose cumulative
+    probability passes a random number. Tokens after a position change nothing there, so the window
+    is filled up with zeros."""
     c, rng, symbols = run.c, Rng(o.seed or 0), bytes.fromhex(run.c.vocabulary)
     tokens = 500 if o.tokens is None else o.tokens
     temperature = 0.8 if o.temperature is None else o.temperature
@@ -510,8 +471,10 @@ def sample(run, o):
     for _ in range(tokens):
         window = window[-c.context:]
         z = run.logits(np.array(window + [0] * (c.context - len(window))))[len(window) - 1]
-        token = draw(np.asarray(z, float), temperature, rng.uniform(1)[0])
-        window, text = window + [token], text + [token]
+        z, point = np.asarray(z, float), rng.uniform(1)[0]
+        p = np.cumsum(np.exp((z - z.max()) / max(temperature, 1e-6)))
+        token = np.searchsorted(p / p[-1], point, "right") if temperature else np.argmax(z)
+        window, text = window + [int(token)], text + [int(token)]
     print(bytes(symbols[i] for i in text).decode(errors="replace") if symbols else text)
 
 
@@ -532,22 +495,20 @@ def train(Run, o):
     if o.resume:
         c, tensors = checkpoint_load(o.resume)
         c.steps, c.data = o.steps or c.steps, o.data or c.data
-        text, out = Text(c.data, c), o.out or o.resume
-        run = Run(c, *(part_of(c, tensors, prefix) for prefix in ("", "momentum.", "second.")))
+        text, sets = Text(c.data, c), sets_of(c, tensors)
     else:
         c = new_settings(o)
-        text, out = Text(c.data, c), o.out or "out/lipgpt.safetensors"
+        text, rng = Text(c.data, c), Rng(c.seed)
         if c.lipschitz:
             apply_budget(c)
-        rng = Rng(c.seed)
-        w = initial(c, rng)
+        w = initial(c, rng, Run.update)
         c.rng, zeros = rng.state, {name: np.zeros_like(x) for name, x in w.items()}
-        run = Run(c, w, zeros, zeros if c.optimizer == "adamw" else None)
-    c.fingerprint = str(text.fingerprint())
-    rng, began, first, seconds = Rng(c.rng), time.perf_counter(), c.step, []
-    end = min(c.steps, o.stop or c.steps)
-    say = print if run.rank == 0 else lambda *_, **__: None
-    say("step\ttrain_loss\tfull_loss\tfull_accuracy\tcertificate_log10\ttokens_per_second")
+        sets = w, zeros, zeros if c.optimizer == "adamw" else None
+    run, out = Run(c, *sets), o.out or o.resume or "out/lipgpt.safetensors"
+    c.fingerprint = text.fingerprint()
+    rng, seconds, end = Rng(c.rng), [], min(c.steps, o.stop or c.steps)
+    if run.rank == 0:
+        print("step\ttrain_loss\tfull_loss\tfull_accuracy\tcertificate_log10\ttokens_per_second")
     while c.step < end:
         begin = time.perf_counter()
         loss = run.step(*batch_of(text.train, c, rng), c.lr * (1 - c.step / c.steps))
@@ -555,9 +516,9 @@ def train(Run, o):
         c.step, c.rng = c.step + 1, rng.state
         if (c.step % c.eval_every == 0 or c.step == end) and run.rank == 0:
             full, right = score(run, text.validation, False)
-            sound = bounds(c, norms_of(c, run.sets()[""]), None)[1][-1]
-            say(f"{c.step}\t{loss:.9g}\t{full:.9g}\t{right:.6f}\t{sound:.9f}\t"
-                f"{c.batch * c.context / np.median(seconds[-20:]):.0f}", flush=True)
+            sound = bounds(c, norms_of(c, run.sets()[0]))[1][-1]
+            print(f"{c.step}\t{loss:.9g}\t{full:.9g}\t{right:.6f}\t{sound:.9f}\t"
+                  f"{c.batch * c.context / np.median(seconds[-20:]):.0f}", flush=True)
             checkpoint_save(out, c, run.sets())
 
 
@@ -583,7 +544,7 @@ def main(Run, doc):
     if o.command == "train":
         return train(Run, o)
     c, tensors = checkpoint_load(o.model or "out/lipgpt.safetensors")
-    run = Run(c, part_of(c, tensors), None, None)
+    run = Run(c, sets_of(c, tensors)[0], None, None)
     if o.command == "sample":
         return sample(run, o)
     path = o.data or (c.data if o.command == "eval" else None)
@@ -591,6 +552,7 @@ def main(Run, doc):
     for name, paper_slice in (("full", False), ("slice", True)) if text else ():
         loss, right = score(run, text.validation, paper_slice)
         print(f"{name}_loss\t{loss:.9g}\n{name}_accuracy\t{right:.9g}")
-    norms = print_bounds(run, True)
+    norms = norms_of(c, run.sets()[0])
+    print_bounds(run, norms)
     if o.command == "certify" and text:
         print_predictions(run, norms, text.validation, o.windows)

@@ -4,15 +4,14 @@
     pip install torch numpy safetensors
     lipgpt_torch.py check [FILE ...] [--float32]    against golden files: one row per quantity
     lipgpt_torch.py eval|certify --model CHECKPOINT [--data FILE]
-    lipgpt_torch.py train --data FILE --out CHECKPOINT [--preset tight|paper] [--width 128 ...]
+    lipgpt_torch.py train --data FILE [--out CHECKPOINT] [--preset tight|paper] [--width 128 ...]
     lipgpt_torch.py train --resume CHECKPOINT [--out CHECKPOINT] [--data FILE] [--steps N]
     lipgpt_torch.py sample --model CHECKPOINT [--prompt TEXT] [--tokens N] [--temperature X]
     torchrun --nproc-per-node N lipgpt_torch.py train ...     the same on N GPUs or processes
 
-Options have lipgpt's names, checkpoints go both ways; --device, --compile, --bf16 (only the
-network's products; optimizer and caps stay in float32) and --micro-batch are this program's own.
-What is no matter of the framework stands in lipgpt_common.py; dev/porting.md explains. B, T, d, H,
-dh, F, L, V and all names are lipgpt.c's.
+Options have lipgpt's names, checkpoints go both ways; --device, --compile, --micro-batch and --bf16
+(of the network's products only) are this program's own. What no framework changes stands in
+lipgpt_common.py; dev/porting.md explains. B, T, d, H, dh, F, L, V and all names are lipgpt.c's.
 """
 
 import os
@@ -194,6 +193,7 @@ def rms(rows):
 
 def update(t, m):
     """The direction of a step down the momentum m (rows, cols): before unit, share and eta."""
+    m = torch.as_tensor(m)
     if t.kind == "matrix":
         return narrow(t, orthogonalize(widen(t, m))).reshape(t.rows, t.cols)
     return m / rms(m).clamp(min=1 / 16) if t.kind == "embed" else m.sign()
@@ -260,6 +260,8 @@ class Muon(torch.optim.Optimizer):
 # windows and takes its part; gradients are added up; every process then takes the same step.
 
 class Run:
+    update = staticmethod(update)
+
     def __init__(self, c, w, momentum, second):
         o, self.c = self.given, c
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -272,7 +274,7 @@ class Run:
         self.model = Model(c).to(self.device, self.dtype)
         self.model.load_state_dict({name: torch.as_tensor(w[name]).view_as(p)
                                     for name, p in self.model.named_parameters()})
-        self.optimizer = Muon(c, self.model, momentum, second) if momentum else None
+        self.optimizer = Muon(c, self.model, momentum, second)
         self.network = torch.compile(self.model) if o.compile else self.model
 
     @staticmethod
@@ -283,15 +285,12 @@ class Run:
         parser.add_argument("--micro-batch", type=int, default=64, help="windows at once")
 
     def sets(self):
-        """Weights, momenta and mean squares, as NumPy arrays in the checkpoint's order."""
-        parameters = dict(self.model.named_parameters())
-        sets = {"": {}, "momentum.": {}, "second.": {}}
-        for name, t in plan(self.c).items():
-            p = parameters[name]
-            state = self.optimizer.state[p] if self.optimizer else {}
-            for prefix, x in {"": p, **{key + ".": x for key, x in state.items()}}.items():
-                sets[prefix][name] = x.detach().cpu().numpy().reshape(t.rows, t.cols)
-        return sets
+        """Weights, momenta and mean squares, as NumPy arrays (rows, cols)."""
+        tensors = {name: {"weight": p, **self.optimizer.state[p]}
+                   for name, p in self.model.named_parameters()}
+        return [{name: np.atleast_2d(x[key].detach().cpu().numpy())
+                 for name, x in tensors.items() if key in x}
+                for key in ("weight", "momentum", "second")]
 
     def to_tokens(self, tokens):
         return torch.as_tensor(np.asarray(tokens), dtype=torch.long, device=self.device)
@@ -314,8 +313,7 @@ class Run:
 
     def gradient(self, tokens, targets):
         """The mean loss of a batch (B, T); every p.grad becomes its gradient."""
-        own = slice(self.rank, None, self.world)
-        parts = zip(*(self.to_tokens(x[own]).split(self.given.micro_batch)
+        parts = zip(*(self.to_tokens(x[self.rank::self.world]).split(self.given.micro_batch)
                       for x in (tokens, targets)))
         total = torch.zeros((), dtype=self.dtype, device=self.device)
         self.optimizer.zero_grad(set_to_none=False)
@@ -336,23 +334,14 @@ class Run:
         self.optimizer.step(eta)
         return loss
 
-    def golden(self, tokens, targets, eta):
-        """All that a step computes, named as in a golden file."""
-        numbers = {}
-        with torch.no_grad():
-            self.model(self.to_tokens(tokens[:1]), numbers)
-        numbers = {name: x[0].numpy() for name, x in numbers.items()}
-        numbers["loss"] = self.losses(tokens[:1], targets[:1])[0]
-        numbers["batch.loss"] = self.gradient(tokens, targets)
-        numbers |= {f"gradient.{name}": p.grad.numpy().copy()
-                    for name, p in self.model.named_parameters()}
-        self.optimizer.step(eta)
-        sets = self.sets()
-        numbers |= {f"momentum_after.{name}": x for name, x in sets["momentum."].items()}
-        numbers |= {f"second_after.{name}": x for name, x in sets["second."].items()}
-        numbers |= {f"update.{name}": update(t, torch.as_tensor(sets["momentum."][name])).numpy()
-                    for name, t in plan(self.c).items()}
-        return numbers | {f"after.{name}": x for name, x in sets[""].items()}
+    def golden(self, tokens, targets):
+        """Named as in a golden file: the forward pass of the first window, and gradients."""
+        seen = {}
+        self.model(self.to_tokens(tokens[:1]), seen)
+        self.gradient(tokens, targets)
+        return {name: x[0].detach().cpu().numpy() for name, x in seen.items()} | {
+            f"gradient.{name}": p.grad.cpu().numpy().copy()
+            for name, p in self.model.named_parameters()}
 
 
 if __name__ == "__main__":
