@@ -38,8 +38,9 @@
 //
 // Ours, not the paper's: the bound (section 8; the paper's is printed beside it) and what follows
 // from it, the budget and certified predictions; Gram iteration, the exact hard cap and repeated
-// soft caps; lanes; and the choices of the preset "tight": alpha = 1/2, no 1/3 on attention, MaxMin
-// for GELU, position and other biases with steps of their own, updates and caps head by head.
+// soft caps; lanes; the residual W [x; F(x)]; and the choices of the preset "tight": alpha = 1/2,
+// no 1/3 on attention, MaxMin for GELU, position and other biases with steps of their own, updates
+// and caps head by head.
 
 #define _POSIX_C_SOURCE 200809L
 #include <ctype.h>
@@ -1193,6 +1194,15 @@ typedef struct { const uint16_t *tokens; size_t count; } Span; // of a text
 // lanes_of: how many there are: a lane has one window at least.
 static int lanes_of(const Config *c) { return imin(c->lanes, c->batch); }
 
+// sum_lanes: the first lane becomes the sum of all, added in order.     lanes (count, size)
+static void sum_lanes(float *lanes, int count, size_t size) {
+    #pragma omp parallel for schedule(static)
+    for (size_t chunk = 0; chunk < size; chunk += 4096)
+        for (int lane = 1; lane < count; lane++)
+            for (size_t i = chunk; i < chunk + 4096 && i < size; i++)
+                lanes[i] += lanes[(size_t)lane * size + i];
+}
+
 // batch_gradient: mean loss over the windows of tokens that begin at starts (batch); the first lane
 // gets its gradient.     lanes (lanes_of(c), m->size); spaces, one for every thread
 static double batch_gradient(const Model *m, Workspace *spaces, const uint16_t *tokens,
@@ -1210,11 +1220,7 @@ static double batch_gradient(const Model *m, Workspace *spaces, const uint16_t *
                                           c->context, g, n, &correct);
         }
     }
-    #pragma omp parallel for schedule(static)
-    for (size_t chunk = 0; chunk < m->size; chunk += 4096)
-        for (int lane = 1; lane < count; lane++)
-            for (size_t i = chunk; i < chunk + 4096 && i < m->size; i++)
-                lanes[i] += lanes[(size_t)lane * m->size + i];
+    sum_lanes(lanes, count, m->size);
     for (int lane = 0; lane < count; lane++) loss += losses[lane];
     free(losses);
     return loss / n;
@@ -2624,8 +2630,9 @@ typedef struct { // everything that a command holds; it ends with the process
 static Run run_create(Model *m, Data data, Progress progress) {
     return (Run){.m = m, .data = data, .progress = progress, .certificate = certificate_create(m),
                  .spaces = workspaces_create(&m->config, omp_get_max_threads()),
-                 .seen = doubles(2 * (size_t)m->config.blocks + 1), .first = progress.step, .saved = -1,
-                 .lanes = floats((size_t)lanes_of(&m->config) * m->size), .began = seconds()};
+                 .seen = doubles(2 * (size_t)m->config.blocks + 1), .began = seconds(),
+                 .lanes = floats((size_t)lanes_of(&m->config) * m->size),
+                 .first = progress.step, .saved = -1};
 }
 
 static int run_free(Run *r, int status) {
@@ -2719,11 +2726,11 @@ static void show_progress(const Run *r, const char *after) {
     const Config *c = &r->m->config;
     int steps = r->progress.step - r->first; // 0 where a run only finishes
     double pace = (seconds() - r->began) / max(1, steps); // seconds per step
+    double rate = steps > 0 ? c->batch / pace * c->context : 0;
     long long left = (long long)(pace * (c->steps - r->progress.step));
     fprintf(stderr, "%s%d/%d  train %.4f  %.0f tokens/s  ETA %lld:%02lld:%02lld%s", fresh_line(),
-            r->progress.step, c->steps, r->progress.train_loss,
-            (steps > 0) * c->batch / pace * c->context, left / 3600, left / 60 % 60, left % 60,
-            after);
+            r->progress.step, c->steps, r->progress.train_loss, rate, left / 3600, left / 60 % 60,
+            left % 60, after);
 }
 
 #define BUG "report this as a bug"

@@ -2331,9 +2331,10 @@ static void test_saved_bounds(void) {
         certify(m, &k);
         checkpoint_save("bounds.st", m, &data, &progress, &k);
         File f = open_tensors("bounds.st");
-        double sound = strtod(metadata_of(&f, "certificate_log10", NULL, NULL), NULL) - k.log10_sound;
-        double paper = strtod(metadata_of(&f, "paper_bound_log10", NULL, NULL), NULL) - k.log10_paper;
-        expect(sound >= 0 && sound < 2e-9 && paper >= 0 && paper < 2e-9);
+        double sound = strtod(metadata_of(&f, "certificate_log10", NULL, NULL), NULL);
+        double paper = strtod(metadata_of(&f, "paper_bound_log10", NULL, NULL), NULL);
+        expect(sound >= k.log10_sound && sound < k.log10_sound + 2e-9);
+        expect(paper >= k.log10_paper && paper < k.log10_paper + 2e-9);
         free(f.header), free(f.bytes);
     }
     free(k.layers), model_free(m);
@@ -2633,6 +2634,11 @@ static void test_own_files(void) {
     umask(022);
     expect(same("kept.txt", "text") && stat("own/z", &status) == 0);
     check((status.st_mode & 0777) == 0640, "mode %o", (unsigned)status.st_mode & 0777);
+    char taken[64]; // a temporary's name that is taken is left alone, and the next one serves
+    snprintf(taken, sizeof taken, "own/t.tmp.%ld.0", (long)getpid()), copy("text", taken);
+    FILE *file = open_file("own/t");
+    finish_file(file, "own/t"), fclose(file);
+    expect(same(taken, "text") && exists("own/t") && !same("own/t", "text"));
     gives(0, "", "train --resume own/r --out own/../own/r --log own/l"); // its own: no other file
     expect(temporaries("own", "r") == 0 && temporaries("own", "z") == 0);
     const char *line = "!strace -qq -e trace=fsync,openat,/rename -o trace ";
@@ -2844,7 +2850,8 @@ static void test_reports(void) {
     start(SLOW "--out part/e --log part/e.log");
     for (int i = 0; i < 10000 && reported("part/u.log", "part/e.log") > 0; i++) pause_ms(2);
     kill(child, SIGTERM), expect(finish() == 143 && !*output && !exists("part/e.txt"));
-    says("stopped at step 4 of 4; go on with: ./lipgpt train --resume \"part/e\" --log \"part/e.log\"");
+    says("stopped at step 4 of 4; go on with: ");
+    says("./lipgpt train --resume \"part/e\" --log \"part/e.log\"");
     // and finished: results, sample, and the same checkpoint again, also under another name
     for (int i = 0; i < 2; i++) {
         gives(0, "full_loss", "train --resume part/e --log part/e.log%s", i ? " --out part/g" : "");
@@ -2854,6 +2861,12 @@ static void test_reports(void) {
         expect(same(i ? "part/g.txt" : "part/e.txt", "part/u.txt"));
         column("part/e.log", "full_loss", 2, 4);
     }
+    // stopped while the sample is written: there is none, rather than a part of it
+    start("train " NET "--steps 4 --tokens 100000000 --out part/c --log part/c.log");
+    wait_for("part/c");
+    for (int i = 0; i < 10000 && temporaries("part", "c.txt") == 0; i++) pause_ms(2);
+    kill(child, SIGTERM), expect(finish() == 143 && !exists("part/c.txt"));
+    says("stopped at step 4 of 4"), expect(temporaries("part", "c.txt") == 0);
     FILE *file = fopen("huge", "wb");
     for (int i = 0; i < 20; i++) fwrite(much, 1, sizeof much, file);
     fclose(file);
@@ -2997,8 +3010,8 @@ static void test_odd_paths(void) {
     }
 }
 
-// A new run keeps the files that it finds, whatever they are, and says so in a line each; what goes on
-// in its own file does not; and no name that it picks is one that is taken.
+// A new run keeps the files that it finds, whatever they are, and says so in a line each; what goes
+// on in its own file does not; and no name that it picks is one that is taken.
 static void test_kept_files(void) {
     #define ONCE_MORE "train --preset paper " SHAPE "--sample-every 0 --tokens 9 --log old/l "
     mkdir("old", 0777), copy("text", "old/a.txt"); // an essay, not a sample

@@ -145,9 +145,9 @@ static void layers(const Run *r, double of) {
 }
 
 // Constraints: what each adds to a step of one matrix, by one thread, beside Muon's update of it
-// and the SVD that would do as well. The share is of all that a step of 64 x 256 tokens does with the
-// matrix: its products, forward and backward, the update and the constraint. Times are the shortest
-// of several, because a busy machine would distort ratios of such short ones.
+// and the SVD that would do as well. The share is of all that a step of 64 x 256 tokens does with
+// the matrix: its products, forward and backward, the update and the constraint. Times are the
+// shortest of several, because a busy machine would distort ratios of such short ones.
 typedef void Svd(const char *, const int *, const int *, float *, const int *, float *, float *,
                  const int *, float *, const int *, float *, const int *, int *, int *, size_t);
 

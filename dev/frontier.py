@@ -97,10 +97,15 @@ def run(name, arguments, data):
            "seed": pick.get("--seed", "0"), "seconds": f"{elapsed(log):.1f}",
            "command": " ".join(["./lipgpt", "train"] + arguments)}
     row.update({key: found[key] for key in COLUMNS if key in found})
-    fresh_table = not os.path.exists(TABLE)
-    with open(TABLE, "a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, delimiter="\t", lineterminator="\n")
-        if fresh_table:
+    append_row(TABLE, COLUMNS, row)
+
+
+def append_row(table, columns, row):
+    """One more row of a table in a file, with its header if it is the first."""
+    fresh = not os.path.exists(table)
+    with open(table, "a", newline="") as file:
+        writer = csv.DictWriter(file, columns, delimiter="\t", lineterminator="\n")
+        if fresh:
             writer.writeheader()
         writer.writerow(row)
 

@@ -198,9 +198,7 @@ static double net_gradient(const Net *net, const int *batch, uint64_t seed, floa
         cross_entropy_backward(z, s->labels, n, T, LABELS);
         net_backward(net, s, g, T);
     }
-    #pragma omp parallel for schedule(static)
-    for (size_t i = 0; i < size; i++)
-        for (int lane = 1; lane < LANES; lane++) lanes[i] += lanes[(size_t)lane * size + i];
+    sum_lanes(lanes, LANES, size);
     for (int lane = 0; lane < LANES; lane++) loss += losses[lane] / n;
     return loss;
 }

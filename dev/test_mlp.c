@@ -1,6 +1,6 @@
 // Tests of dev/mlp.c. test_lipgpt.c includes this file, behind its own tools.
 
-// small_net: a perceptron, and 40 images, neither black nor white, with the labels it gives them.
+// small_net: a perceptron, and images, neither black nor white, with the labels it gives them.
 enum { WIDE_NET = 6, IMAGES = 30 };
 static Net small_net(Preset preset, int layers, Family family, double norm, uint64_t seed) {
     Setup n = preset_setup(preset);

@@ -15,6 +15,8 @@ import csv
 import os
 import subprocess
 
+from frontier import append_row
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TABLE = os.path.join(ROOT, "dev", "tradeoff.tsv")
 OUT = os.path.join(ROOT, "out", "tradeoff")
@@ -75,12 +77,7 @@ def run(method, strength, rate, data, note):
     else:  # it diverged: a result, too
         print(done.stderr.splitlines()[-1])
         row.update(certificate="inf", loss="inf", accuracy="0")
-    fresh = not os.path.exists(TABLE)
-    with open(TABLE, "a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, delimiter="\t", lineterminator="\n")
-        if fresh:
-            writer.writeheader()
-        writer.writerow(row)
+    append_row(TABLE, COLUMNS, row)
 
 
 def main():
