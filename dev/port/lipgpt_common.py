@@ -57,8 +57,8 @@ class Tensor(NamedTuple):
     slices: int = 1     # H if every head's rows are updated and capped as a matrix of their own
 
     @property
-    def unit(self):     # sigma_max of a slice of RMS->RMS norm 1
-        return math.sqrt(self.rows / self.slices / self.cols)
+    def unit(self):     # sigma_max of a matrix (or slice) of RMS->RMS norm 1; rows stay as they are
+        return math.sqrt(self.rows / self.slices / self.cols) if self.kind == "matrix" else 1
 
 
 def plan(c):
@@ -506,9 +506,11 @@ def train(Run, o):
         sets = w, zeros, zeros if c.optimizer == "adamw" else None
     run, out = Run(c, *sets), o.out or o.resume or "out/lipgpt.safetensors"
     c.fingerprint = text.fingerprint()
-    rng, seconds, end = Rng(c.rng), [], min(c.steps, o.stop or c.steps)
+    rng, seconds, end = Rng(c.rng), [], c.steps if o.stop is None else min(c.steps, o.stop)
     if run.rank == 0:
         print("step\ttrain_loss\tfull_loss\tfull_accuracy\tcertificate_log10\ttokens_per_second")
+    if c.step >= end and run.rank == 0:
+        checkpoint_save(out, c, run.sets())
     while c.step < end:
         begin = time.perf_counter()
         loss = run.step(*batch_of(text.train, c, rng), c.lr * (1 - c.step / c.steps))
