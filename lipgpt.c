@@ -869,6 +869,15 @@ static Config preset_config(Preset preset) {
     return c;
 }
 
+// small_budget: the network that tight takes at K <= SMALL_BUDGET, where another wins: residuals that
+// cost no bound, and one attention block that looks at where a token is and not at what it is.
+#define SMALL_BUDGET 10
+static void small_budget(Config *c) {
+    c->residual = CONCAT, c->blocks = 2, c->attention_blocks = 1, c->position_only = 1;
+    c->heads = 8, c->value_ratio = 2, c->mlp_ratio = 8;
+    c->cap_v = c->cap_o = c->cap_out = 1, c->cap_in = c->lipschitz < 4 ? 1 : 1.5;
+}
+
 // config_check: what no single option's range can say; status is what to exit with.
 static void config_check(const Config *c, int status) {
     const double caps[] = {c->cap_qk, c->cap_v, c->cap_o, c->cap_in, c->cap_out, c->cap_head,
@@ -2033,7 +2042,8 @@ static const Option options[] = {
     TEXT("out", out, 1, TRAIN | AGAIN, "checkpoint to write"),
     TEXT("log", log, 1, TRAIN | AGAIN, "table of reports to write"),
     TEXT("resume", resume, 1, TRAIN | AGAIN, "checkpoint to go on from, with its settings"),
-    WORD("preset", preset, "tight (ours: best at a sound bound) or paper (to the letter)"),
+    WORD("preset", preset, "tight (ours: best at a sound bound; at --lipschitz 10 and below a concatenated "
+         "network with attention by position) or paper (to the letter)"),
     NUM("lipschitz", lipschitz, 0, 1e300, KEPT, "K never exceeds it: caps are scaled; 0 = none"),
     INT("steps", steps, 1, 1e9, KEPT | AGAIN, "optimizer steps"),
     INT("batch", batch, 1, 1 << 20, KEPT, "windows of a step"),
@@ -2177,15 +2187,18 @@ static Config new_settings(const char **value) {
     const char *preset = given(value, AT(preset)), *lipschitz = given(value, AT(lipschitz));
     Config c = preset_config(preset && !strcmp(preset, "paper") ? PAPER : TIGHT);
     const char *cap = NULL, *residual = given(value, AT(residual));
-    bool concat = residual && !strcmp(residual, "concat");
-    if (concat) c.cap_v = c.cap_o = c.cap_in = c.cap_out = 1;
     apply_given(&c, value, false);
+    bool small = c.preset == TIGHT && lipschitz && c.lipschitz > 0 && c.lipschitz <= SMALL_BUDGET;
+    bool concat = c.residual == CONCAT || (small && !residual);
+    if (concat) c.cap_v = c.cap_o = c.cap_in = c.cap_out = 1;
+    if (concat && small) small_budget(&c);
+    apply_given(&c, value, false); // once more: what is given is written over both
     for (int i = 0; i < OPTIONS; i++)
         if (value[i] && options[i].use & BUDGETED) cap = options[i].name;
     if (!lipschitz && (cap || !holds_caps(&c))) c.lipschitz = 0;
     if (c.alpha == 0) c.alpha = 0.5 / c.blocks;
     if (c.lipschitz == 0) return c;
-    if (cap && (!concat || given(value, AT(cap_head))))
+    if (cap && (!concat || given(value, AT(cap_head)) || given(value, AT(cap))))
         die_usage("give one or the other", "--lipschitz chooses the caps, but --%s is given, too",
                   cap);
     if (!holds_caps(&c))

@@ -2204,7 +2204,7 @@ static void test_arguments(void) {
         {"train --preset %s", "best tigh", "--preset"},
         {"train --data text --width 16 --heads %s", "3 5", "--heads %s does not divide --width 16"},
         {"train --data text --width 6 --heads %s", "2", "head width 6 / 2 = 3 is odd"},
-        {"train --lipschitz 10 %s 1", "--cap --cap-v", "%s"},
+        {"train --lipschitz 100 %s 1", "--cap --cap-v", "%s"},
         {"train --lipschitz 9 %s 0", "--cap-embed --cap-bias", "%s 0"},
         {"train --lipschitz 9 --constraint %s", "hammer decay", "%s"},
         {"train --data text --context 8 --lipschitz %s", "1e-09", "--lipschitz %s is too small"},
@@ -2496,6 +2496,11 @@ static void test_budgets(void) {
     #define THREE "train " NET "--steps 3 --tokens 9 --out k.st --log k.log "
     static const char *const free_runs[] = {
         "--optimizer adamw --constraint hammer", "--optimizer adamw --constraint decay", "--cap 0"};
+    static const struct { const char *given, *residual, *position_only, *cap_v; } forms[] = {
+        {"", "concat", "1", "1"}, {"--position-only 0", "concat", "0", "1"},
+        {"--residual concat", "concat", "1", "1"}, {"--cap-v 0.75", "concat", "1", "0.75"},
+        {"--residual convex", "convex", "0", "0.90000000000000002"},
+        {"--preset paper", "convex", "0", "1.2"}};
     for (int i = 0; i < 18; i++) {
         const char *preset = preset_words[i < 2 ? i : (i - 2) / 8];
         int every = i < 2 ? 3 : 2, last = i < 2 ? 60 : 20;
@@ -2510,8 +2515,16 @@ static void test_budgets(void) {
         at_most(column("k.log", "largest_norm_over_cap", every, last), 1.005, "norm / cap");
         expect(!strstr(output, "note\t") && (i >= 2 || printed("certificate") > 5));
     }
-    gives(2, "--cap-in is given, too", SHORT "--cap-in 1.5");
+    gives(2, "--cap-in is given, too", SHORT "--residual convex --cap-in 1.5");
     gives(2, "--cap-head is given, too", SHORT "--residual concat --cap-in 1.5 --cap-head 2");
+    gives(2, "--cap is given, too", SHORT "--cap 1.5");
+    for (size_t i = 0; i < LENGTH(forms); i++) { // tight's network for a small K; what is given wins
+        gives(0, "k.st", SHORT "--steps 1 %s", forms[i].given);
+        holds("k.st", "residual", forms[i].residual), holds("k.st", "cap-v", forms[i].cap_v);
+        holds("k.st", "position-only", forms[i].position_only);
+    }
+    gives(0, "k.st", THREE "--lipschitz 1000");
+    holds("k.st", "residual", "convex");
     gives(0, "k.st", "train --data text --width 16 --heads 2 --blocks 2 --context 8 --batch 4 "
           "--lipschitz 10 --residual concat --cap-in 1.5 --value-ratio 2 --attention-blocks 1 "
           "--position-only 1 --steps 60 --eval-every 3 --tokens 9 --out k.st --log k.log");
@@ -2918,8 +2931,8 @@ static void test_old_checkpoint(const char *here) {
     for (const Option *o = options; o < options + OPTIONS; o++)
         if (o->use & LATER)
             holds("new.st", o->name, o->words ? o->words[0] : o->low > 0 ? "1" : "0");
-    gives(0, "certificate\t", "train --data two --lipschitz 8 --width 4 --heads 2 --blocks 1 "
-          "--context 2 --batch 2 --mlp-ratio 1 --tokens 5 --steps 4 --eval-every 2 --out fresh.st");
+    gives(0, "certificate\t", "train --data two --lipschitz 8 --residual convex --width 4 --heads 2 "
+          "--blocks 1 --context 2 --batch 2 --mlp-ratio 1 --tokens 5 --steps 4 --eval-every 2 --out fresh.st");
     near(resumed, printed("certificate"), 1e-4, "K of an old run that goes on");
     load_model(OLD);
     static const char *const kinds[] = {"convex", "plain"};

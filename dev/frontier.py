@@ -4,18 +4,23 @@
     python3 dev/frontier.py --list                  what would be run, and what is there already
     python3 dev/frontier.py [NAME ...]              run the missing rows (all, or those named)
     python3 dev/frontier.py --jobs 2 [NAME ...]     two at a time, each with half of the threads
-    python3 dev/frontier.py --plot                  only draw dev/frontier.png (needs matplotlib)
+    python3 dev/frontier.py --plot                  only draw dev/frontier.png and dev/robustness.png
+                                                    (needs matplotlib)
+    python3 dev/frontier.py --scale MODEL 30 OUT    MODEL with its head divided by 30: accuracy for nothing
     python3 dev/frontier.py --public MODEL          what the paper's public code would print for MODEL's norms
 
 Runs are resumable: a row that stands in the table is not run again, and a run that was cut off goes on
 from its checkpoint in out/frontier/. Each takes about a quarter of an hour on two cores (8M tokens),
 the long ones an hour. --data FILE takes another text. A run trains with ./lipgpt; every number of its
-row, the lower bound too, comes from build/search. The column `command` keeps the names that options had
+row, the lower bound too, comes from build/search, and so do the rows of dev/robustness.tsv, certified
+accuracy and accuracy under attack on 64 windows of the validation split. The column `command` keeps the names that options had
 on the day of the run. What the rows say stands in dev/frontier.md.
 """
 import argparse
+import array
 import concurrent.futures
 import csv
+import json
 import math
 import os
 import subprocess
@@ -23,15 +28,18 @@ import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TABLE = os.path.join(ROOT, "dev", "frontier.tsv")
+ROBUSTNESS = os.path.join(ROOT, "dev", "robustness.tsv")
 OUT = os.path.join(ROOT, "out", "frontier")
 COLUMNS = ("preset steps batch seed certificate paper_bound lower_bound full_loss full_accuracy "
            "slice_loss slice_accuracy largest_activation seconds command").split()
-BUDGETS = (2, 5, 10, 30, 100, 300, 1000)
+ROBUST = "preset eps certified attacked windows".split()
+BUDGETS = (1, 2, 5, 10, 30, 100, 300, 1000)
 SHORT = ["--steps", "2000", "--batch", "16"]   # 8.2M tokens
 LONG = ["--steps", "2000", "--batch", "64"]    # the paper's 33M
 LONGER = ["--steps", "3000", "--batch", "64"]  # 49M
 EDGE = 3.5  # log10 of the picture's largest bound
-COUNTING = 54.0  # percent, full validation: the best line of dev/ngram.py
+COUNTING = 1.702  # loss, full validation: the best line of dev/ngram.py
+NANOGPT = 1.4697  # loss that nanoGPT's README reports for its 10.7M parameters, on the same split
 
 # The run of the paper's headline, as far as it is known (dev/headline.md): plain residuals, no 1/3, steps
 # that grow with depth; and the caps that its code's coupling really held, as multiples of the nominal one.
@@ -44,15 +52,19 @@ RATE = "9.00628"  # of the 12 that were tried; the next lower one is 4.811
 def planned():
     """Name -> arguments of every row."""
     runs = {}
+    for budget in (2, 5, 10):  # where tight takes another network
+        runs[f"convex-{budget}"] = ["--residual", "convex", "--lipschitz", str(budget)] + SHORT
     for preset in ("tight", "paper"):
-        for budget in BUDGETS:
+        for budget in BUDGETS[preset == "paper":]:
             runs[f"{preset}-{budget}"] = ["--preset", preset, "--lipschitz", str(budget)] + SHORT
         # with the preset's learning rate, nothing holds it: it diverges
         runs[f"{preset}-free"] = ["--preset", preset, "--cap", "0", "--lr", "0.1"] + SHORT
-    for budget in (10, 30, 100):
-        for seed in (0, 1, 2):
-            runs[f"tight-{budget}-long-{seed}"] = ["--preset", "tight", "--lipschitz", str(budget),
-                                                   "--seed", str(seed)] + LONG
+    for form, budgets in (("tight", (2, 10, 30, 100)), ("convex", (10,))):
+        for budget in budgets:
+            for seed in (0, 1, 2)[:2 + (budget > 10 or form == "convex")]:
+                runs[f"{form}-{budget}-long-{seed}"] = [
+                    *(["--residual", form] if form == "convex" else ["--preset", form]),
+                    "--lipschitz", str(budget), "--seed", str(seed)] + LONG
     # the goal of 56 %, full validation, at K <= 100; the smallest K with the headline's loss on the slice
     runs["tight-100-longer-0"] = ["--preset", "tight", "--lipschitz", "100"] + LONGER
     runs["tight-60-long-0"] = ["--preset", "tight", "--lipschitz", "60"] + LONG
@@ -66,10 +78,10 @@ def planned():
     return runs
 
 
-def read_rows():
-    if not os.path.exists(TABLE):
+def read_rows(table=TABLE):
+    if not os.path.exists(table):
         return []
-    with open(TABLE, newline="") as file:
+    with open(table, newline="") as file:
         return list(csv.DictReader(file, delimiter="\t"))
 
 
@@ -89,15 +101,39 @@ def run(name, arguments, data):
     print(name, " ".join(fresh), flush=True)
     if not last_step(log, arguments):
         subprocess.run(fresh, check=True)
-    found = values(subprocess.run(
-        [os.path.join(ROOT, "build", "search"), "--model", model, "--data", data, "--windows", "0"],
-        check=True, stdout=subprocess.PIPE, text=True).stdout)
-    pick = dict(zip(arguments[::2], arguments[1::2]))
-    row = {"preset": name, "steps": pick["--steps"], "batch": pick["--batch"],
-           "seed": pick.get("--seed", "0"), "seconds": f"{elapsed(log):.1f}",
-           "command": " ".join(["./lipgpt", "train"] + arguments)}
-    row.update({key: found[key] for key in COLUMNS if key in found})
-    append_row(TABLE, COLUMNS, row)
+    measure(name, model, data, {key: arguments[arguments.index("--" + key) + 1] for key in ("steps", "batch")}
+            | {"seed": dict(zip(arguments[::2], arguments[1::2])).get("--seed", "0"),
+               "seconds": f"{elapsed(log):.1f}", "command": " ".join(["./lipgpt", "train"] + arguments)})
+
+
+def measure(name, model, data, row):
+    """Append what build/search says of a model to both tables; row is what it can't know."""
+    windows = 64 if name not in {row["preset"] for row in read_rows(ROBUSTNESS)} else 0
+    text = subprocess.run(
+        [os.path.join(ROOT, "build", "search"), "--model", model, "--data", data, "--windows", str(windows)],
+        check=True, stdout=subprocess.PIPE, text=True).stdout
+    found = values(text)
+    if name not in {row["preset"] for row in read_rows(TABLE)}:
+        append_row(TABLE, COLUMNS, {"preset": name, **row, **{key: found[key] for key in COLUMNS if key in found}})
+    if windows:
+        for line in text[text.index("\neps\t"):].splitlines()[2:]:
+            eps, certified, attacked = line.split("\t")
+            append_row(ROBUSTNESS, ROBUST, {"preset": name, "eps": eps, "certified": certified,
+                                            "attacked": attacked, "windows": windows})
+
+
+def scale_head(model, divisor, out):
+    """A model with W_head and its bias divided: K falls as much, and every prediction stays."""
+    with open(model, "rb") as file:
+        size = file.read(8)
+        header, body = file.read(int.from_bytes(size, "little")), bytearray(file.read())
+    for name, tensor in json.loads(header).items():
+        if name in ("head.weight", "head.bias"):
+            begin, end = tensor["data_offsets"]
+            numbers = array.array("f", body[begin:end])
+            body[begin:end] = array.array("f", [x / divisor for x in numbers]).tobytes()
+    with open(out, "wb") as file:
+        file.write(size + header + body)
 
 
 def append_row(table, columns, row):
@@ -161,27 +197,46 @@ def plot():
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     figure, axes = plt.subplots(figsize=(7, 4.5))
-    for family, tokens, marker, label in (("tight", SHORT, "o", "tight, 8M tokens"),
-                                          ("tight", LONG, "D", "tight, 33M tokens"),
-                                          ("tight", LONGER, "*", "tight, 49M tokens"),
-                                          ("paper", SHORT, "s", "the paper's network, 8M tokens"),
-                                          ("headline", LONG, "^", "its headline's likely network, 33M")):
-        rows = [(log10_of(row["certificate"]), 100 * float(row["full_accuracy"])) for row in read_rows()
+    for family, tokens, style, label in (
+            ("tight", SHORT, "C0o", "tight, 8M tokens"), ("tight", LONG, "C0D", "tight, 33M tokens"),
+            ("tight", LONGER, "C0*", "tight, 49M tokens"),
+            ("convex", SHORT, "C1v", "tight with --residual convex, 8M"),
+            ("scaled", SHORT, "C4x", "tight-100 with its head / 30"),
+            ("paper", SHORT, "C2s", "the paper's network, 8M tokens"),
+            ("headline", LONG, "C3^", "its headline's likely network, 33M")):
+        rows = [(log10_of(row["certificate"]), float(row["full_loss"])) for row in read_rows()
                 if row["preset"].startswith(family) and [row["steps"], row["batch"]] == tokens[1::2]]
         if rows:
-            axes.semilogx([10 ** min(x, EDGE) for x, y in rows], [y for x, y in rows], marker,
+            axes.semilogx([10 ** min(x, EDGE) for x, y in rows], [y for x, y in rows], style,
                           label=label, clip_on=False)
         for x, y in [row for row in rows if row[0] > EDGE][:1]:  # what would be miles away: at the edge
             axes.annotate(f"$10^{{{x:.0f}}}\\to$", (10 ** EDGE, y), (-8, -4), ha="right",
                           textcoords="offset points", fontsize=9)
     axes.axhline(COUNTING, color="gray", linestyle="--", label="counting 6-grams (dev/ngram.py)")
-    axes.set_xlim(1, 10 ** EDGE)
-    axes.set_xlabel("sound Lipschitz bound, embeddings to logits")
-    axes.set_ylabel("accuracy on the full validation split, %")
+    axes.axhline(NANOGPT, color="gray", linestyle=":", label="nanoGPT, 10.7M parameters, no bound")
+    axes.set_xlim(0.7, 10 ** EDGE)
+    axes.set_xlabel("sound Lipschitz bound K, embeddings to logits")
+    axes.set_ylabel("loss on the full validation split")
     axes.grid(alpha=0.3)
-    axes.legend(loc="center right", bbox_to_anchor=(1, 0.55))
+    axes.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(os.path.join(ROOT, "dev", "frontier.png"), dpi=120)
+
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    names = list(dict.fromkeys(row["preset"] for row in read_rows(ROBUSTNESS)))
+    for i, name in enumerate(names):
+        rows = [row for row in read_rows(ROBUSTNESS) if row["preset"] == name]
+        eps = [float(row["eps"]) for row in rows]
+        for key, line in (("attacked", "-"), ("certified", "--")):
+            axes.plot(eps, [100 * float(row[key]) for row in rows], f"C{i}{line}", marker=".",
+                      label=name if line == "-" else None)
+    axes.set_xscale("symlog", linthresh=0.01)
+    axes.set_xlabel("every embedding moves by eps (RMS norm)")
+    axes.set_ylabel("right predictions, %: under attack -, certified - -")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(os.path.join(ROOT, "dev", "robustness.png"), dpi=120)
 
 
 def main():
@@ -190,6 +245,8 @@ def main():
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--plot", action="store_true")
     parser.add_argument("--public", metavar="MODEL")
+    parser.add_argument("--scale", nargs=3, metavar=("MODEL", "DIVISOR", "OUT"))
+    parser.add_argument("--measure", nargs=2, metavar=("NAME", "MODEL"), help="rows of a model that is there")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--data", default=os.path.join(ROOT, "data", "tinyshakespeare.txt"))
     options = parser.parse_args()
@@ -197,6 +254,11 @@ def main():
     unknown = [name for name in options.names if name not in runs]
     if unknown:
         sys.exit(f"frontier: no run is called {unknown[0]}; see --list")
+    if options.scale:
+        model, divisor, out = options.scale
+        return scale_head(model, float(divisor), out)
+    if options.measure:
+        return measure(*options.measure, options.data, {})
     if options.public:
         for scores in (True, False):
             for backwards in (True, False):
