@@ -1,12 +1,12 @@
 // Golden numbers: everything that one training step computes, for whoever ports this program.
 //
-//   make golden       writes dev/golden/paper.safetensors and dev/golden/tight.safetensors
+//   make golden       writes dev/golden/{paper,tight,concat}.safetensors
 //   build/golden --model CHECKPOINT --data FILE --out FILE     the same of any checkpoint
 //
 // dev/porting.md lists what is in such a file; dev/port/ has two programs that compare themselves
 // with it. Each quantity is computed by lipgpt.c's own functions, in double, and stands in the file
 // in the order of computation, so the first one that differs says where a port went wrong. The
-// tests include this file, run both small models again and compare.
+// tests include this file, run the small models again and compare.
 
 #ifndef GOLDEN_FOR_TESTS
 typedef float Single; // lipgpt.c makes every float a double: this is how to read others
@@ -17,8 +17,8 @@ typedef float Single; // lipgpt.c makes every float a double: this is how to rea
 #endif
 
 // ---------------------------------------------------------------------------------------------
-// The two small models. Sizes differ from each other, so that no transpose can hide; the text has
-// 11 distinct bytes. A few steps into the run no tensor is zero any more, and the last options make
+// The small models. Sizes differ from each other, so that no transpose can hide; the text has 11
+// distinct bytes. A few steps into the run no tensor is zero any more, and the last options make
 // every cap act and every constant count.
 
 static const char golden_text[] = "the heron rests at the lone shore\n"
@@ -26,14 +26,18 @@ static const char golden_text[] = "the heron rests at the lone shore\n"
                                   "ten nets lean on the north stern\n"
                                   "one hare ran to the lost tent\n"
                                   "a loon on a rental sea sees no one\n";
-enum { GOLDEN_STEPS = 6, GOLDEN_ARGUMENTS = 22 };
-static char *const golden_arguments[][GOLDEN_ARGUMENTS] = {
-    {"--preset", "tight", "--width", "12", "--heads", "2", "--blocks", "2", "--context", "10",
-     "--mlp-ratio", "2", "--batch", "2", "--steps", "20", "--seed", "1", "--softmax-scale", "2",
-     "--share-bias", "0.5"},
-    {"--preset", "paper", "--width", "12", "--heads", "2", "--blocks", "2", "--context", "10",
-     "--mlp-ratio", "2", "--batch", "2", "--steps", "20", "--seed", "2", "--softmax-scale", "1",
-     "--weight-decay", "0.1"}};
+enum { GOLDEN_STEPS = 6, GOLDEN_FILES = 3, GOLDEN_ARGUMENTS = 36 };
+static const char *const golden_paths[] = {"dev/golden/tight.safetensors",
+                                           "dev/golden/paper.safetensors",
+                                           "dev/golden/concat.safetensors"};
+static char *const golden_sizes[] = {"--width", "12", "--heads", "2", "--blocks", "2", "--context",
+                                     "10", "--mlp-ratio", "2", "--batch", "2", "--steps", "20"};
+enum { GOLDEN_SIZES = sizeof golden_sizes / sizeof *golden_sizes };
+static char *const golden_arguments[][GOLDEN_ARGUMENTS - GOLDEN_SIZES] = {
+    {"--preset", "tight", "--seed", "1", "--softmax-scale", "2", "--share-bias", "0.5"},
+    {"--preset", "paper", "--seed", "2", "--weight-decay", "0.1"},
+    {"--residual", "concat", "--value-ratio", "2", "--attention-blocks", "1", "--position-only",
+     "1", "--lipschitz", "5", "--seed", "3", "--attention-factor", "0.75", "--share-bias", "0.5"}};
 
 typedef struct {
     Model *m;
@@ -55,11 +59,14 @@ static Data golden_data(void) {
 }
 
 // golden_start: a small model after GOLDEN_STEPS steps of training.
-static Golden golden_start(Preset preset) {
+static Golden golden_start(int file) {
     const char *value[OPTIONS] = {NULL};
     char *arguments[GOLDEN_ARGUMENTS];
-    memcpy(arguments, golden_arguments[preset], sizeof arguments);
-    read_arguments(options, OPTIONS, TRAIN, GOLDEN_ARGUMENTS, arguments, value);
+    int count = 0;
+    memcpy(arguments, golden_sizes, sizeof golden_sizes);
+    memcpy(arguments + GOLDEN_SIZES, golden_arguments[file], sizeof golden_arguments[file]);
+    while (count < GOLDEN_ARGUMENTS && arguments[count]) count++;
+    read_arguments(options, OPTIONS, TRAIN, count, arguments, value);
     Config c = new_settings(value);
     Golden g = {.data = golden_data(), .progress.rng.state = (uint64_t)c.seed, .text = golden_text};
     c.vocabulary = g.data.vocabulary;
@@ -116,6 +123,19 @@ static void add_tensors(Dump *d, const Model *m, const char *prefix, const float
         if (t->size)
             memcpy(add(d, t->rows, t->cols, "%s%s", prefix, t->name), numbers + t->offset,
                    t->size * sizeof(float));
+}
+
+// add_initial: the tensors with which the run began, but for those that began at zero.
+static void add_initial(Dump *d, const Config *c) {
+    Model *m = model_create(c);
+    Rng rng = {(uint64_t)c->seed};
+    model_init(m, &rng);
+    for (const Tensor *t = m->tensors; t < m->tensors + m->count; t++) {
+        const float *w = m->weights + t->offset;
+        if (t->size && rms(w, t->size) > 0)
+            memcpy(add(d, t->rows, t->cols, "initial.%s", t->name), w, t->size * sizeof(float));
+    }
+    model_free(m);
 }
 
 // add_attention: scores, with their bias, and what softmax made of them; (H T, T), head under head,
@@ -278,6 +298,7 @@ static Dump golden_dump(Golden *g) {
     Workspace *spaces = workspaces_create(c, omp_get_max_threads());
     float *lanes = floats((size_t)lanes_of(c) * m->size);
     size_t *starts = allocate((size_t)c->batch, sizeof *starts);
+    if (*g->text) add_initial(&d, c);
     float *tokens = add(&d, c->batch, T, "batch.tokens");
     float *targets = add(&d, c->batch, T, "batch.targets");
     for (int i = 0; i < c->batch; i++) {
@@ -397,11 +418,9 @@ int main(int argc, char **argv) {
     const char *value[3] = {NULL};
     read_arguments(table, 3, TRAIN, argc - 1, argv + 1, value);
     if (argc == 1) {
-        for (int preset = TIGHT; preset <= PAPER; preset++) {
-            char path[64];
-            Golden g = golden_start((Preset)preset);
-            snprintf(path, sizeof path, "dev/golden/%s.safetensors", preset_words[preset]);
-            golden_write(&g, path);
+        for (int i = 0; i < GOLDEN_FILES; i++) {
+            Golden g = golden_start(i);
+            golden_write(&g, golden_paths[i]);
             golden_free(&g);
         }
         return 0;

@@ -10,6 +10,7 @@ import itertools
 import math
 import sys
 import time
+from functools import partial
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -26,17 +27,20 @@ PAPER = dict(
     context=256, mlp_ratio=4, activation="gelu", position_bias=0, bias=0, optimizer="muon",
     lr=0.5, momentum=0.9, beta2=0.95, weight_decay=0.0, constraint="soft", cap_qk=1.2, cap_v=1.2,
     cap_o=1.2, cap_in=1.2, cap_out=1.2, cap_head=1.2, cap_embed=1.0, cap_bias=0.25,
-    spectral_decay=0.01, alpha=0.0, plain_residual=0, attention_factor=1 / 3, softmax_scale=1.0,
-    per_head=0, mass=32.0, share_growth=0.0, share_embed=1.0, share_head=1.0, share_bias=0.1,
-    lanes=8)
+    spectral_decay=0.01, alpha=0.0, residual="convex", attention_factor=1 / 3, softmax_scale=1.0,
+    value_ratio=1, attention_blocks=0, position_only=0, per_head=0, mass=32.0, share_growth=0.0,
+    share_embed=1.0, share_head=1.0, share_bias=0.1, lanes=8)
 TIGHT = PAPER | dict(
     preset="tight", lipschitz=100.0, batch=16, eval_every=200, activation="maxmin", lr=0.3,
     position_bias=1, bias=1, per_head=1, alpha=0.5, attention_factor=1.0, share_embed=500.0,
     share_head=20.0, cap_qk=0.1, cap_v=0.9, cap_o=1.0, cap_in=2.1, cap_out=2.1, cap_head=6.0)
-BUDGETED = "cap_qk", "cap_in", "cap_out", "cap_head"    # what a budget scales
-CAPS = BUDGETED + ("cap_v", "cap_o")                    # what --cap sets, and a budget excludes
+LATER = {"residual": "convex", "share-growth": "0", "value-ratio": "1", "attention-blocks": "0",
+         "position-only": "0"}                          # what older files do not say
+SCALED = "cap_head", "cap_qk", "cap_in", "cap_out"      # by a budget; the first alone with concat
+CAPS = SCALED + ("cap_v", "cap_o")                      # what --cap sets, and a budget excludes
 PREFIXES = "", "momentum.", "second."        # of the tensors in a checkpoint
-AMPLIFIED = "gradient", "momentum_after", "second_after", "update", "after"   # what float32 blurs
+AMPLIFIED = ("initial", "gradient", "momentum_after", "second_after", "update",
+             "after")                                   # what float32 blurs
 PER_TENSOR = AMPLIFIED + ("u", "soft_cap", "norm")      # one row of check is of all tensors
 EPSILON = 2.0**-52
 ROUNDING = 1e-6                 # what float may add to a norm
@@ -65,22 +69,25 @@ def plan(c):
     """{name: Tensor}, in the order of the checkpoint and of the random draws."""
     d, F, L, V, H = c.width, c.width * c.mlp_ratio, c.blocks, c.vocabulary_size, c.heads
     end, body, g = 1 / (c.mass + 2), c.mass / (c.mass + 2), c.share_growth
+    n, stream = d * c.value_ratio, d if c.residual == "concat" else 0     # columns of W_o, W_out
     per_head = dict(heads=H, slices=H if c.per_head else 1)
     share_embed = end * c.share_embed * (g**-L if g else 1)
     table = {"embedding.weight": Tensor(V, d, c.cap_embed, share_embed, "embed")}
     for l in range(L):
         mlp = body / (6 * L) * g**(l + 1 - L) if g else body / 3
         qkv, o = (mlp / 2, mlp / 2) if g else (body, body / 3)
+        here = not c.attention_blocks or l < c.attention_blocks     # else no rows
+        qk = 0 if c.position_only else here * d
         block = {
-            "attention.query.weight": Tensor(d, d, c.cap_qk, qkv, **per_head),
-            "attention.key.weight": Tensor(d, d, c.cap_qk, qkv, **per_head),
-            "attention.value.weight": Tensor(d, d, c.cap_v, qkv, **per_head),
+            "attention.query.weight": Tensor(qk, d, c.cap_qk, qkv, **per_head),
+            "attention.key.weight": Tensor(qk, d, c.cap_qk, qkv, **per_head),
+            "attention.value.weight": Tensor(here * n, d, c.cap_v, qkv, **per_head),
             "attention.position_bias":
-                Tensor(H if c.position_bias else 0, c.context, 0, c.share_bias, "bias"),
-            "attention.output.weight": Tensor(d, d, c.cap_o, o),
+                Tensor(here * H * c.position_bias, c.context, 0, c.share_bias, "bias"),
+            "attention.output.weight": Tensor(here * d, stream + n, c.cap_o, o),
             "mlp.in.weight": Tensor(F, d, c.cap_in, mlp),
             "mlp.in.bias": Tensor(c.bias, F, c.cap_bias, c.share_bias, "bias"),
-            "mlp.out.weight": Tensor(d, F, c.cap_out, mlp)}
+            "mlp.out.weight": Tensor(d, stream + F, c.cap_out, mlp)}
         table |= {f"blocks.{l}.{name}": t for name, t in block.items()}
     table["head.weight"] = Tensor(V, d, c.cap_head, end * c.share_head)
     table["head.bias"] = Tensor(c.bias, V, 0, c.share_bias, "bias")
@@ -88,8 +95,9 @@ def plan(c):
 
 
 def constants(c):
-    """keep, alpha, alpha times the factor on attention, and s / dh, rounded as the network's."""
-    alpha, keep = (1, 1) if c.plain_residual else (c.alpha, 1 - c.alpha)
+    """keep, alpha, alpha times the factor on attention, and s / dh, rounded as the network's. A
+    layer is keep x + alpha F(x) W^T; if keep is 0, the residual is concat: [x, alpha F(x)] W^T."""
+    keep, alpha = dict(convex=(1 - c.alpha, c.alpha), plain=(1, 1), concat=(0, 1))[c.residual]
     exact = keep, alpha, alpha * c.attention_factor, c.softmax_scale * c.heads / c.width
     return tuple(float(np.dtype(c.dtype).type(x)) for x in exact)
 
@@ -146,17 +154,19 @@ class Rng:
 
 
 def initial(c, rng, update):
-    """The weights at step 0. Only E, W_q, W_k, W_v and W_in are drawn; the others start at zero,
-    but head h of block l looks h H^l tokens back."""
-    w = {}
+    """The weights at step 0. Only E, W_q, W_k, W_v and W_in are drawn, with concat W_o and W_out,
+    too; the others start at zero, but head h of block l looks h H^l tokens back, with concat
+    (h + 1) (H + 1)^l."""
+    w, first = {}, int(c.residual == "concat")
+    drawn = ("mlp.in.weight",) + first * ("attention.output.weight", "mlp.out.weight")
     for name, t in plan(c).items():
         W, norm = np.zeros((t.rows, t.cols), c.dtype), min(1, t.cap) if t.cap else 1
-        if t.kind == "embed" or t.heads or name.endswith("mlp.in.weight"):
+        if t.kind == "embed" or t.heads or name.endswith(drawn):
             W = rng.normal(W.size).reshape(W.shape).astype(c.dtype)
             W = norm * t.unit * update(t, update(t, W))     # twice: once is not near enough to 1
         if name.endswith("position_bias"):
             for h in range(c.heads):
-                back = h * c.heads ** int(name.split(".")[1])
+                back = (h + first) * (c.heads + first) ** int(name.split(".")[1])
                 W[h, back:back + 1] = 6
         w[name] = np.asarray(W, c.dtype)
     return w
@@ -209,12 +219,9 @@ def checkpoint_load(path):
     """Settings, with step and rng, and all tensors of a checkpoint or a golden file."""
     with safe_open(path, "numpy") as file:
         text, tensors = file.metadata(), {x: file.get_tensor(x) for x in file.offset_keys()}
-    text.setdefault("share-growth", "0")        # older files have none
-    text.setdefault("plain-residual", str(int(text.get("residual") == "plain")))
-    newer = {"value-ratio": "1", "attention-blocks": "0", "position-only": "0"}
-    if text.get("residual") == "concat" or any(text.get(k, v) != v for k, v in newer.items()):
-        sys.exit(f"{path}: ports know no --residual concat, --" + ", --".join(newer))
-    known = {name.replace("_", "-") for name in PAPER} | {"residual", "eval-windows"} | set(newer)
+    plain = {"residual": "plain"} if text.get("plain-residual") == "1" else {}
+    text = LATER | plain | text
+    known = {name.replace("_", "-") for name in PAPER} | {"plain-residual", "eval-windows"}
     unknown = set(text.get("settings", "").split()) - known
     if unknown:
         sys.exit(f"{path} has settings that are not known here: {unknown}")
@@ -290,29 +297,39 @@ def bounds(c, norms, radius=None):
     layer and after the last; log10 of the sound bound and of the paper's, at the start, after
     every layer, and after the head."""
     keep, alpha, factor, scale = constants(c)
+    d, none = c.width, np.zeros((1 + c.heads, 2))
     gelu = c.activation == "gelu"
     slope, shrink = (GELU_SLOPE / GELU_DIVISOR, 1 / GELU_DIVISOR) if gelu else (1, 1)
     log10 = lambda x: math.log10(x) if x > 0 else -math.inf
     end, head = norms["embedding.weight"][0, 1], log10(norms["head.weight"][0, 1])
     a, sound = [end if radius is None else radius], [0.0]
     paper, p = [log10(end)], 1.0        # p: |x| as the paper has it
+
+    def residual(W, alpha, columns, x, F):
+        """Both constants or both norms, of the stream and of F with so many columns, after W."""
+        if not keep:
+            return W * math.sqrt((d * x * x + columns * (alpha * F)**2) / (d + columns))
+        return keep * x + alpha * W * F
+
     for l in range(c.blocks):
-        of = lambda name: norms[f"blocks.{l}.{name}"][:, 1]
+        of = lambda name: norms.get(f"blocks.{l}.{name}", none)[:, 1]
         q, k, v = (of(f"attention.{name}.weight") for name in ("query", "key", "value"))
-        o, w_in, w_out = (of(f"{name}.weight")[0]
-                          for name in ("attention.output", "mlp.in", "mlp.out"))
-        b_in = of("mlp.in.bias")[0] if c.bias else 0
-        score = scale * c.width / c.heads * q[1:] * k[1:] * a[-1]**2
-        heads = math.sqrt(np.mean((v[1:] * (1 + 2 * score))**2))
-        sound.append(sound[-1] + log10(keep + factor * o * heads))
-        a.append((keep + factor * o * math.sqrt(np.mean(v[1:]**2))) * a[-1])
-        sound.append(sound[-1] + log10(keep + alpha * w_out * slope * w_in))
-        a.append(keep * a[-1] + alpha * w_out * shrink * (w_in * a[-1] + b_in))
-        value, mlp = factor * o * v[0], alpha * w_out * w_in * shrink
-        attention = value * (1 + 2 * p * p * q[0] * k[0]) * c.softmax_scale
-        paper.append(paper[-1] + log10(keep + attention))
-        paper.append(paper[-1] + log10(keep + mlp))
-        p *= (keep + value) * (keep + mlp)
+        w_in, b_in = of("mlp.in.weight")[0], of("mlp.in.bias")[0]
+        attend = partial(residual, of("attention.output.weight")[0], factor, d * c.value_ratio)
+        if f"blocks.{l}.attention.output.weight" not in norms:
+            attend = lambda x, F: x
+        mlp = partial(residual, of("mlp.out.weight")[0], alpha, d * c.mlp_ratio)
+        score = scale * d / c.heads * q[1:] * k[1:] * a[-1]**2
+        heads, most = (math.sqrt(np.mean(x**2)) for x in (v[1:] * (1 + 2 * score), v[1:]))
+        sound.append(sound[-1] + log10(attend(1, heads)))
+        a.append(attend(a[-1], most * a[-1]))
+        sound.append(sound[-1] + log10(mlp(1, slope * w_in)))
+        a.append(mlp(a[-1], shrink * (w_in * a[-1] + b_in)))
+        attention = v[0] * (1 + 2 * p * p * q[0] * k[0]) * c.softmax_scale
+        paper.append(paper[-1] + log10(attend(1, attention)))
+        p = attend(p, v[0] * p)
+        paper.append(paper[-1] + log10(mlp(1, w_in * shrink)))
+        p = mlp(p, w_in * shrink * p)
     rounding = EPSILON * (c.heads + 64) * (2 * c.blocks + 2)**2 * (1 + max(map(abs, sound)))
     sound.append(sound[-1] + rounding + head)
     return a, sound, paper + [paper[-1] + head]
@@ -320,7 +337,7 @@ def bounds(c, norms, radius=None):
 
 def apply_budget(c):
     """Scale the caps so that the sound bound of any weights below them is at most c.lipschitz."""
-    caps = {name: getattr(c, name) for name in BUDGETED}
+    caps = {name: getattr(c, name) for name in SCALED[:1 if c.residual == "concat" else None]}
 
     def bound_at(factor):
         vars(c).update({name: cap * factor for name, cap in caps.items()})
@@ -381,6 +398,9 @@ def check(Run, path, single):
         ids = np.searchsorted(list(bytes.fromhex(c.vocabulary)), list(c.text.encode()))
         drawn = batch_of(ids[:int(0.9 * len(ids))], c, Rng(c.rng))
         mine = dict(zip(mine, drawn))
+        mine |= {f"initial.{name}": w for name, w in initial(c, Rng(c.seed), Run.update).items()}
+        rest = {f"initial.{name}": np.zeros((t.rows, t.cols)) for name, t in table.items()}
+        golden = rest | golden      # the others started at zero
     mine |= run.golden(tokens, targets)
     mine["loss"] = run.losses(tokens[:1], targets[:1])[0]
     room = rooms(np.asarray(sets[0]["head.weight"], float), np.asarray(mine["logits"], float))
@@ -479,14 +499,19 @@ def sample(run, o):
 
 
 def new_settings(o):
-    """The preset with what is given; a cap given by hand takes the place of the budget."""
+    """The preset with what is given; a cap given by hand takes the place of the budget, but with
+    concat, whose budget scales the head's cap alone, stands beside it."""
     c = SimpleNamespace(**(PAPER if o.preset == "paper" else TIGHT), vocabulary="",
                         vocabulary_size=0, step=0, dtype="float32")
+    concat = o.residual == "concat"
     given = {name: o.cap for name in CAPS if o.cap is not None}
     given |= {name: getattr(o, name) for name in PAPER if getattr(o, name) is not None}
-    vars(c).update(given)
-    if set(CAPS) & set(given) or c.constraint in ("hammer", "decay"):
+    vars(c).update(dict.fromkeys(CAPS[2:], 1.0) if concat else {}, **given)
+    loose = c.constraint in ("hammer", "decay")
+    if o.lipschitz is None and (set(CAPS) & set(given) or loose):
         c.lipschitz = 0.0
+    if c.lipschitz and (loose or set(CAPS) & set(given) and (not concat or o.cap_head is not None)):
+        sys.exit("--lipschitz chooses the caps: give one or the other")
     c.alpha, c.rng = c.alpha or 0.5 / c.blocks, c.seed
     return c
 
@@ -541,7 +566,7 @@ def main(Run, doc):
     Run.options(parser)
     o = Run.given = parser.parse_intermixed_args()
     if o.command == "check":
-        files = o.files or [f"dev/golden/{name}.safetensors" for name in ("paper", "tight")]
+        files = o.files or [f"dev/golden/{x}.safetensors" for x in ("paper", "tight", "concat")]
         sys.exit(sum([check(Run, path, o.float32) for path in files]) > 0)
     if o.command == "train":
         return train(Run, o)

@@ -39,18 +39,24 @@ def rope(x):
 
 
 def attention(c, p, x, scale):
-    """concat_h(A_h v_h) (T, d) of x (T, d), and what stands on the way; p: a block's weights."""
+    """concat_h(A_h v_h) (T, n) of x (T, d), and what stands on the way; p: a block's weights."""
     T, H = len(x), c.heads
-    q, k, v = ((x @ p[f"attention.{name}.weight"].T).reshape(T, H, -1)
-               for name in ("query", "key", "value"))
-    q, k = rope(q), rope(k)
-    scores = scale * jnp.einsum("ihn,jhn->hij", q, k)
+    part = lambda name: (x @ p[f"attention.{name}.weight"].T).reshape(T, H, -1)
+    inside, scores = dict(v=part("value")), jnp.zeros((H, T, T), x.dtype)
+    if not c.position_only:
+        inside |= dict(q=rope(part("query")), k=rope(part("key")))
+        scores = scale * jnp.einsum("ihn,jhn->hij", inside["q"], inside["k"])
     distance = np.arange(T)[:, None] - np.arange(T)
     if c.position_bias:
         scores += p["attention.position_bias"][:, np.maximum(distance, 0)]
     A = jax.nn.softmax(jnp.where(distance >= 0, scores, -jnp.inf), -1)
-    y = jnp.einsum("hij,jhn->ihn", A, v)
-    return y.reshape(x.shape), dict(q=q, k=k, v=v, scores=jnp.tril(scores), A=A)
+    y = jnp.einsum("hij,jhn->ihn", A, inside["v"]).reshape(T, -1)
+    return y, inside | dict(scores=jnp.tril(scores), A=A, y=y)
+
+
+def residual(keep, alpha, W, x, h):
+    """x (T, d) with a layer's h: keep x + alpha h W^T; or, where keep is 0, [x, alpha h] W^T."""
+    return keep * x + alpha * (h @ W.T) if keep else jnp.concatenate((x, alpha * h), -1) @ W.T
 
 
 def activation(c, z):
@@ -69,15 +75,17 @@ def forward(c, w, tokens):
     for l in range(c.blocks):
         b = f"blocks.{l}."
         p = {name.removeprefix(b): weight for name, weight in w.items() if name.startswith(b)}
-        y, inside = attention(c, p, x, scale)
-        mid = keep * x + attention_alpha * (y @ p["attention.output.weight"].T)
+        mid, inside = x, {}
+        if "attention.output.weight" in p:      # else a block without attention
+            y, inside = attention(c, p, x, scale)
+            mid = residual(keep, attention_alpha, p["attention.output.weight"], x, y)
         z = mid @ p["mlp.in.weight"].T
         if c.bias:
             z += p["mlp.in.bias"][0]
         a = activation(c, z)
-        here = dict(x=x, **inside, y=y, mid=mid, z=z, a=a)
+        here = dict(x=x, **inside, mid=mid, z=z, a=a)
         seen |= {b + name: value for name, value in here.items()}
-        x = keep * mid + alpha * (a @ p["mlp.out.weight"].T)
+        x = residual(keep, alpha, p["mlp.out.weight"], mid, a)
     logits = x @ w["head.weight"].T
     if c.bias:
         logits += w["head.bias"][0]

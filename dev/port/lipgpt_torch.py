@@ -29,56 +29,55 @@ from lipgpt_common import (GELU_DIVISOR, NEWTON_SCHULZ, ROUNDING, bracket_width,
 # ------------------------------------------------------------------------------------------------
 # The model. Its parameters are called as in the checkpoint.
 
+def linear(c, name):
+    """The layer of that name in the table of tensors, or None."""
+    t = plan(c).get(name + ".weight")
+    return t and nn.Linear(t.cols, t.rows, bias=name + ".bias" in plan(c))
+
+
 class Attention(nn.Module):
-    def __init__(self, c):
+    def __init__(self, c, name):
         super().__init__()
-        d, half = c.width, c.width // c.heads // 2
-        self.heads, self.scale = c.heads, constants(c)[3]
-        self.query, self.key = nn.Linear(d, d, bias=False), nn.Linear(d, d, bias=False)
-        self.value, self.output = nn.Linear(d, d, bias=False), nn.Linear(d, d, bias=False)
-        bias = nn.Parameter(torch.zeros(c.heads, c.context)) if c.position_bias else None
-        self.register_parameter("position_bias", bias)
+        self.heads, self.scale, half = c.heads, constants(c)[3], c.width // c.heads // 2
+        self.query, self.key, self.value, self.output = (
+            linear(c, f"{name}.{layer}") for layer in ("query", "key", "value", "output"))
+        bias = plan(c).get(name + ".position_bias") and torch.zeros(c.heads, c.context)
+        self.register_parameter("position_bias", None if bias is None else nn.Parameter(bias))
         angle = np.arange(c.context)[:, None] * 10000.0 ** (-np.arange(half) / half)
-        self.register_buffer("cos", torch.tensor(np.cos(angle)), persistent=False)  # (T, dh/2)
-        self.register_buffer("sin", torch.tensor(np.sin(angle)), persistent=False)
+        table = torch.tensor(np.stack((np.cos(angle), np.sin(angle))))  # (2, T, dh/2)
+        self.register_buffer("table", table, persistent=False)
 
     def rope(self, x):
         """Rotate x (B, H, T, dh); the two halves of a head are paired."""
-        T = x.shape[2]
-        (first, second), cos, sin = x.chunk(2, -1), self.cos[:T], self.sin[:T]
+        (first, second), (cos, sin) = x.chunk(2, -1), self.table[:, :x.shape[2]]
         return torch.cat((cos * first - sin * second, cos * second + sin * first), -1)
 
-    def mask(self, T):
-        """What is added to scores (H, T, T): -infinity for the future, and the position bias."""
-        t = torch.arange(T, device=self.cos.device)
-        distance = t[:, None] - t
-        return self.position_bias[:, distance.clamp(min=0)].masked_fill(distance < 0, -torch.inf)
-
     def forward(self, x, seen):
-        """concat_h(A_h v_h) W_o^T (B, T, d) of x (B, T, d)."""
-        B, T, d = x.shape
-        q, k, v = (linear(x).view(B, T, self.heads, -1).transpose(1, 2)
-                   for linear in (self.query, self.key, self.value))
-        q, k = self.rope(q), self.rope(k)
-        bias = None if self.position_bias is None else self.mask(T).to(q.dtype)
+        """concat_h(A_h v_h) (B, T, n) of x (B, T, d)."""
+        B, T, _ = x.shape
+        part = lambda linear: linear(x).view(B, T, self.heads, -1).transpose(1, 2)
+        v = part(self.value)
+        q, k = (self.rope(part(layer)) if layer else torch.zeros_like(v)    # --position-only
+                for layer in (self.query, self.key))
+        bias, t = self.position_bias, torch.arange(T, device=x.device)
+        distance = t[:, None] - t
+        if bias is not None:        # what is added to scores, (H, T, T); -infinity for the future
+            bias = bias[:, distance.clamp(min=0)].masked_fill(distance < 0, -torch.inf).to(q.dtype)
         y = F.scaled_dot_product_attention(q, k, v, bias, is_causal=bias is None, scale=self.scale)
-        y = y.transpose(1, 2).reshape(x.shape)
+        y = y.transpose(1, 2).reshape(B, T, -1)
         if seen is not None:        # scaled_dot_product_attention does not show these
             scores = self.scale * q @ k.mT + (0 if bias is None else bias)
-            future = torch.ones_like(scores, dtype=torch.bool).triu(1)
-            A = scores.masked_fill(future, -torch.inf).softmax(-1)
+            A = scores.masked_fill(distance < 0, -torch.inf).softmax(-1)
             seen.update(q=q.transpose(1, 2), k=k.transpose(1, 2), v=v.transpose(1, 2),
-                        scores=scores.masked_fill(future, 0), A=A, y=y)
-        return self.output(y)
+                        scores=scores.tril(), A=A, y=y)
+        return y
 
 
 class Block(nn.Module):
-    def __init__(self, c):
+    def __init__(self, c, name):
         super().__init__()
-        d, hidden = c.width, c.width * c.mlp_ratio
-        self.attention, self.gelu = Attention(c), c.activation == "gelu"
-        self.mlp = nn.ModuleDict({"in": nn.Linear(d, hidden, bias=bool(c.bias)),
-                                  "out": nn.Linear(hidden, d, bias=False)})
+        self.attention, self.gelu = Attention(c, name + ".attention"), c.activation == "gelu"
+        self.mlp = nn.ModuleDict({x: linear(c, f"{name}.mlp.{x}") for x in ("in", "out")})
         self.keep, self.alpha, self.attention_alpha, _ = constants(c)
 
     def activation(self, z):
@@ -89,34 +88,35 @@ class Block(nn.Module):
         swap = first < second       # not of equals: gradients go to both as they came
         return torch.cat((torch.where(swap, second, first), torch.where(swap, first, second)), -1)
 
+    def residual(self, W, alpha, x, h):
+        """keep x + alpha h W^T; or, where keep is 0, [x, alpha h] W^T."""
+        return self.keep * x + alpha * W(h) if self.keep else W(torch.cat((x, alpha * h), -1))
+
     def forward(self, x, seen):
-        mid = self.keep * x + self.attention_alpha * self.attention(x, seen)
+        mid, W_o = x, self.attention.output
+        if W_o:         # else a block without attention
+            mid = self.residual(W_o, self.attention_alpha, x, self.attention(x, seen))
         z = self.mlp["in"](mid)
         a = self.activation(z)
         if seen is not None:
-            seen.update(mid=mid, z=z, a=a)
-        return self.keep * mid + self.alpha * self.mlp["out"](a)
+            seen.update(x=x, mid=mid, z=z, a=a)
+        return self.residual(self.mlp["out"], self.alpha, mid, a)
 
 
 class Model(nn.Module):
     def __init__(self, c):
         super().__init__()
         self.embedding = nn.Embedding(c.vocabulary_size, c.width)
-        self.blocks = nn.ModuleList(Block(c) for _ in range(c.blocks))
-        self.head = nn.Linear(c.width, c.vocabulary_size, bias=bool(c.bias))
+        self.blocks = nn.ModuleList(Block(c, f"blocks.{l}") for l in range(c.blocks))
+        self.head = linear(c, "head")
 
     def forward(self, tokens, seen=None):
-        """Logits (B, T, V) of tokens (B, T); the dict seen, if any, gets what stands on the way."""
+        """Logits (B, T, V) of tokens (B, T), and the last x; what stands on the way goes to seen, a
+        dict of every block, if any."""
         x = self.embedding(tokens)
         for l, block in enumerate(self.blocks):
-            inside = None if seen is None else {"x": x}
-            x = block(x, inside)
-            if seen is not None:
-                seen.update({f"blocks.{l}.{name}": value for name, value in inside.items()})
-        logits = self.head(x)
-        if seen is not None:
-            seen.update(last=x, logits=logits)
-        return logits
+            x = block(x, seen and seen[l])
+        return self.head(x), x
 
 
 # ------------------------------------------------------------------------------------------------
@@ -298,7 +298,7 @@ class Run:
     def token_losses(self, tokens, targets):
         """-log p of every target, and the logits' largest: (B, T) each."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.given.bf16):
-            logits = self.network(tokens)
+            logits, _ = self.network(tokens)
         logits = logits.to(self.dtype)
         return F.cross_entropy(logits.mT, targets, reduction="none"), logits.argmax(-1)
 
@@ -309,7 +309,7 @@ class Run:
 
     @torch.no_grad()
     def logits(self, tokens):
-        return self.network(self.to_tokens(tokens)[None])[0].cpu().numpy()
+        return self.network(self.to_tokens(tokens)[None])[0][0].cpu().numpy()
 
     def gradient(self, tokens, targets):
         """The mean loss of a batch (B, T); every p.grad becomes its gradient."""
@@ -336,10 +336,12 @@ class Run:
 
     def golden(self, tokens, targets):
         """Named as in a golden file: the forward pass of the first window, and gradients."""
-        seen = {}
-        self.model(self.to_tokens(tokens[:1]), seen)
+        seen = [{} for _ in self.model.blocks]
+        logits, last = self.model(self.to_tokens(tokens[:1]), seen)
         self.gradient(tokens, targets)
-        return {name: x[0].detach().cpu().numpy() for name, x in seen.items()} | {
+        named = {f"blocks.{l}.{name}": x for l in range(len(seen)) for name, x in seen[l].items()}
+        named |= dict(last=last, logits=logits)
+        return {name: x[0].detach().cpu().numpy() for name, x in named.items()} | {
             f"gradient.{name}": p.grad.cpu().numpy().copy()
             for name, p in self.model.named_parameters()}
 
