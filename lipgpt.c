@@ -1074,6 +1074,11 @@ static void model_init(Model *m, Rng *rng) {
     }
 }
 
+// HEAD_ROWS: tokens whose logits are there at one time, so that they cost 51 MB and not 206 MB at a
+// context of 1024 and 50304 symbols. A part of a sum over k in matmul is as deep, so dW_head adds
+// the same numbers in the same order as in one go: the same bits.
+enum { HEAD_ROWS = KC };
+
 // Workspace: what one sequence needs, forward and backward. One per thread, so memory does not grow
 // with the batch and a sequence stays in the cache of the core that works on it.
 typedef struct {
@@ -1084,7 +1089,7 @@ typedef struct {
 
 typedef struct {
     BlockState *blocks;         // L of them
-    float *last, *logits;       // (T, d) after the last block, (T, V)
+    float *last, *logits;       // (T, d) after the last block, (HEAD_ROWS, V)
     float *a, *da;              // (T, F) after the activation
     float *dx, *dy, *dqkv, *dA; // (T, d), (T, n), (T, 2 qk + n), (T, T)
 } Workspace;
@@ -1100,7 +1105,8 @@ static Workspace *workspaces_create(const Config *c, int count) {
             b->x = floats(Td), b->mid = floats(Td), b->y = floats(Tn), b->z = floats(TF);
             b->qkv = floats(row), b->A = floats(T * T * (size_t)c->heads);
         }
-        s->last = floats(Td), s->logits = floats(T * (size_t)c->vocabulary);
+        s->last = floats(Td);
+        s->logits = floats((size_t)imin(c->context, HEAD_ROWS) * (size_t)c->vocabulary);
         s->a = floats(TF), s->da = floats(TF), s->dx = floats(Td), s->dy = floats(Tn);
         s->dqkv = floats(row), s->dA = floats(T * T);
     }
@@ -1117,10 +1123,10 @@ static void workspaces_free(Workspace *all, const Config *c, int count) {
     free(all);
 }
 
-// forward: from embeddings in s->blocks[0].x (T, d) to s->logits (T, V), for any T <= context.
+// forward: the trunk, from embeddings in s->blocks[0].x to s->last, both (T, d), T <= context.
 static void forward(const Model *m, Workspace *s, int T) {
     const Config *c = &m->config;
-    int d = c->width, H = c->heads, F = d * c->mlp_ratio, L = c->blocks, V = c->vocabulary;
+    int d = c->width, H = c->heads, F = d * c->mlp_ratio, L = c->blocks;
     int qk = score_width(c), n = value_width(c), cols = 2 * qk + n, S = stream_columns(c);
     double keep = keep_of(c), alpha = alpha_of(c), scale = score_scale_of(c);
     float *w = m->weights;
@@ -1140,20 +1146,16 @@ static void forward(const Model *m, Workspace *s, int T) {
         activation_forward(s->a, b->z, c->activation, T, F);
         residual_forward(next, b->mid, s->a, values(m, w, W_OUT, l), keep, alpha, T, S, F, d);
     }
-    linear_forward(s->logits, s->last, values(m, w, W_HEAD, 0), values(m, w, B_OUT, 0), T, d, V);
 }
 
-// backward: s->logits holds dlogits; s->dx becomes the gradient of the embeddings, and g (laid out
+// backward: s->dx (T, d), the gradient of s->last, becomes that of the embeddings, and g (laid out
 // like the weights) is added to, unless it is NULL.
 static void backward(const Model *m, Workspace *s, float *g, int T) {
     const Config *c = &m->config;
-    int d = c->width, H = c->heads, F = d * c->mlp_ratio, L = c->blocks, V = c->vocabulary;
+    int d = c->width, H = c->heads, F = d * c->mlp_ratio, L = c->blocks;
     int qk = score_width(c), n = value_width(c), cols = 2 * qk + n, S = stream_columns(c);
     double keep = keep_of(c), alpha = alpha_of(c), scale = score_scale_of(c);
     float *w = m->weights;
-    memset(s->dx, 0, (size_t)T * d * sizeof(float));
-    linear_backward(s->dx, values(m, g, W_HEAD, 0), values(m, g, B_OUT, 0), s->logits, s->last,
-                    values(m, w, W_HEAD, 0), T, d, V);
     for (int l = L - 1; l >= 0; l--) {
         BlockState *b = &s->blocks[l];
         activation_forward(s->a, b->z, c->activation, T, F); // cheaper than keeping it
@@ -1173,7 +1175,23 @@ static void backward(const Model *m, Workspace *s, float *g, int T) {
     }
 }
 
-// forward_tokens: from tokens (T) to s->logits.
+// head_forward: s->logits (rows, V) of the tokens first, first + 1, ..., at most HEAD_ROWS of them.
+static void head_forward(const Model *m, Workspace *s, int first, int rows) {
+    int d = m->config.width, V = m->config.vocabulary;
+    linear_forward(s->logits, s->last + (size_t)first * d, values(m, m->weights, W_HEAD, 0),
+                   values(m, m->weights, B_OUT, 0), rows, d, V);
+}
+
+// head_backward: s->logits holds dlogits; the rows of s->dx are set, g is added to unless NULL.
+static void head_backward(const Model *m, Workspace *s, float *g, int first, int rows) {
+    int d = m->config.width, V = m->config.vocabulary;
+    float *dx = s->dx + (size_t)first * d;
+    memset(dx, 0, (size_t)rows * d * sizeof(float));
+    linear_backward(dx, values(m, g, W_HEAD, 0), values(m, g, B_OUT, 0), s->logits,
+                    s->last + (size_t)first * d, values(m, m->weights, W_HEAD, 0), rows, d, V);
+}
+
+// forward_tokens: from tokens (T) to s->last.
 static void forward_tokens(const Model *m, Workspace *s, const uint16_t *tokens, int T) {
     embedding_forward(s->blocks[0].x, values(m, m->weights, EMBED, 0), tokens, T, m->config.width);
     forward(m, s, T);
@@ -1184,10 +1202,17 @@ static void forward_tokens(const Model *m, Workspace *s, const uint16_t *tokens,
 static double sequence_loss(const Model *m, Workspace *s, const uint16_t *tokens,
                             const uint16_t *targets, int T, float *g, double n, int *correct) {
     int V = m->config.vocabulary;
+    double loss = 0;
     forward_tokens(m, s, tokens, T);
-    double loss = cross_entropy_forward(s->logits, targets, correct, T, V);
+    for (int first = 0; first < T; first += HEAD_ROWS) {
+        int rows = imin(HEAD_ROWS, T - first);
+        head_forward(m, s, first, rows);
+        loss += cross_entropy_forward(s->logits, targets + first, correct, rows, V);
+        if (!g) continue;
+        cross_entropy_backward(s->logits, targets + first, n, rows, V);
+        head_backward(m, s, g, first, rows);
+    }
     if (!g) return loss;
-    cross_entropy_backward(s->logits, targets, n, T, V);
     backward(m, s, g, T);
     embedding_backward(values(m, g, EMBED, 0), s->dx, tokens, T, m->config.width);
     return loss;
@@ -1881,8 +1906,11 @@ static double certified_share(const Model *m, Workspace *spaces, Span split, int
         Span window = window_of(split, FULL_SPLIT, context, (int)(available * i / windows));
         int T = (int)window.count;
         forward_tokens(m, s, window.tokens, T);
-        for (int t = 0; t < T; t++)
-            proven += margin(s->logits + (size_t)t * V, window.tokens[t + 1], distances, V) > reach;
+        for (int t = 0; t < T; t++) {
+            if (t % HEAD_ROWS == 0) head_forward(m, s, t, imin(HEAD_ROWS, T - t));
+            float *z = s->logits + (size_t)(t % HEAD_ROWS) * V;
+            proven += margin(z, window.tokens[t + 1], distances, V) > reach;
+        }
         positions += T;
     }
     return (double)proven / positions;
@@ -2681,7 +2709,7 @@ static void print_results(const Run *r, bool with_data) {
 static void write_sample(FILE *file, const Run *r, const Config *settings) {
     const Config *c = &r->m->config;
     const char *prompt = settings->prompt;
-    int T = 0, V = c->vocabulary, given = (int)strlen(prompt), length = given > 0 ? given : 1;
+    int T = 0, given = (int)strlen(prompt), length = given > 0 ? given : 1;
     uint16_t *window = allocate((size_t)c->context, sizeof *window);
     Rng rng = {(uint64_t)settings->seed};
     for (int n = 0; n < given; n++)
@@ -2694,8 +2722,8 @@ static void write_sample(FILE *file, const Run *r, const Config *settings) {
         if (token < 0) token = 0;
         if (n >= length) {
             forward_tokens(r->m, r->spaces, window, T);
-            float *logits = r->spaces->logits + (size_t)(T - 1) * V;
-            token = draw(logits, V, settings->temperature, &rng);
+            head_forward(r->m, r->spaces, T - 1, 1);
+            token = draw(r->spaces->logits, c->vocabulary, settings->temperature, &rng);
         }
         bool shown = n < given || n >= length;
         if (shown && r->data.is_text) fputc(r->data.symbols[token], file);

@@ -424,6 +424,38 @@ static void test_model_gradients(void) {
     }
 }
 
+// Head and loss go by parts of a long window: the same bits as in one go.
+static void test_head_by_parts(void) {
+    enum { LONG = 2 * HEAD_ROWS + 88, SYMBOLS = 131 };
+    for (int variant = 0; variant < 2; variant++) {
+        Config c = small(variant ? TIGHT : PAPER, 12, 2, 1, SYMBOLS);
+        c.context = LONG;
+        Lab lab = random_lab(&c, 30 + (uint64_t)variant);
+        Model *m = lab.m;
+        uint16_t tokens[LONG + 1];
+        Rng rng = {31};
+        for (int t = 0; t <= LONG; t++) tokens[t] = (uint16_t)rng_below(&rng, SYMBOLS);
+        float *parts = take(m->size, sizeof *parts), *whole = take(m->size, sizeof *whole);
+        float *logits = take((size_t)LONG * SYMBOLS, sizeof *logits), *w = m->weights;
+        int right[2] = {0};
+        double loss = sequence_loss(m, lab.s, tokens, tokens + 1, LONG, parts, 7, &right[0]);
+        near(sequence_loss(m, lab.s, tokens, tokens + 1, LONG, NULL, 7, &right[1]), loss, 0, "");
+        expect(right[0] == right[1]), right[1] = 0;
+        linear_forward(logits, lab.s->last, values(m, w, W_HEAD, 0), values(m, w, B_OUT, 0), LONG,
+                       c.width, SYMBOLS);
+        near(cross_entropy_forward(logits, tokens + 1, &right[1], LONG, SYMBOLS), loss, 1e-14,
+             "loss by parts"); // its sum is grouped otherwise
+        expect(right[0] == right[1] && right[0] > 0);
+        cross_entropy_backward(logits, tokens + 1, 7, LONG, SYMBOLS);
+        memset(lab.s->dx, 0, sizeof(float) * LONG * (size_t)c.width);
+        linear_backward(lab.s->dx, values(m, whole, W_HEAD, 0), values(m, whole, B_OUT, 0), logits,
+                        lab.s->last, values(m, w, W_HEAD, 0), LONG, c.width, SYMBOLS);
+        backward(m, lab.s, whole, LONG);
+        embedding_backward(values(m, whole, EMBED, 0), lab.s->dx, tokens, LONG, c.width);
+        expect(!memcmp(parts, whole, m->size * sizeof(float)));
+    }
+}
+
 // ------------------------------------------------------------------------------------------------
 // Random numbers, matrices, spectral norms
 
@@ -757,18 +789,18 @@ static void test_causality(void) {
         Lab lab = random_lab(&c, 30 + (uint64_t)variant);
         uint16_t tokens[CONTEXT] = {5, 3, 8, 1, 10, 0, 2, 2, 7, 9};
         float logits[N];
-        forward_tokens(lab.m, lab.s, tokens, CONTEXT);
+        forward_tokens(lab.m, lab.s, tokens, CONTEXT), head_forward(lab.m, lab.s, 0, CONTEXT);
         memcpy(logits, lab.s->logits, sizeof logits);
         for (int t = 0; t < CONTEXT; t++) {
             uint16_t kept = tokens[t];
             size_t past = (size_t)t * V, rest = N - past;
             double size = distance(logits + past, NULL, rest);
             tokens[t] = 4;
-            forward_tokens(lab.m, lab.s, tokens, CONTEXT);
+            forward_tokens(lab.m, lab.s, tokens, CONTEXT), head_forward(lab.m, lab.s, 0, CONTEXT);
             expect(!memcmp(logits, lab.s->logits, past * sizeof(float))); // but it changes the rest
             expect(distance(logits + past, lab.s->logits + past, rest) > 1e-2 * size);
             tokens[t] = kept;
-            forward_tokens(lab.m, lab.s, tokens, t + 1);
+            forward_tokens(lab.m, lab.s, tokens, t + 1), head_forward(lab.m, lab.s, 0, t + 1);
             at_most(distance(logits, lab.s->logits, past + V), 40 * epsilon * size, "prefix");
         }
     }
@@ -1551,7 +1583,7 @@ static Window window_create(Lab *lab, const uint16_t *tokens, const uint16_t *ta
     Window win;
     double *distances = head_distances(lab->m), R = lab->certificate.radius;
     const float *w = weight(lab, W_HEAD, 0);
-    forward_tokens(lab->m, lab->s, tokens, WIN);
+    forward_tokens(lab->m, lab->s, tokens, WIN), head_forward(lab->m, lab->s, 0, WIN);
     memcpy(win.x, lab->s->blocks[0].x, sizeof win.x);
     for (int t = 0; t < WIN; t++) {
         const float *z = lab->s->logits + (size_t)t * CLASSES;
@@ -3241,8 +3273,9 @@ static void write_seeds(const char *directory) {
 int main(int argc, char **argv) {
     #define TEST(name) {#name, test_##name}
     static const struct { const char *name; void (*run)(void); } tests[] = {
-        TEST(layer_gradients), TEST(model_gradients), TEST(rng), TEST(matmul), TEST(exp),
-        TEST(spectral_norm), TEST(orthogonalize), TEST(gelu), TEST(maxmin), TEST(softmax),
+        TEST(layer_gradients), TEST(model_gradients), TEST(head_by_parts), TEST(rng), TEST(matmul),
+        TEST(exp), TEST(spectral_norm), TEST(orthogonalize), TEST(gelu), TEST(maxmin),
+        TEST(softmax),
         TEST(attention), TEST(causality), TEST(presets), TEST(init), TEST(optimizer_step),
         TEST(caps_of_kinds), TEST(share_growth), TEST(adamw), TEST(overfit), TEST(coupling),
         TEST(soft_cap), TEST(cap_after_step),

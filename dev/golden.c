@@ -314,12 +314,14 @@ static Dump golden_dump(Golden *g) {
     forward_tokens(m, spaces, g->data.train.tokens + starts[0], T);
     add_forward(&d, m, spaces, T);
     float *logits = add(&d, T, V, "logits");
-    memcpy(logits, spaces->logits, (size_t)T * V * sizeof(float));
     float *losses = add(&d, 1, T, "loss"); // -log p of each target; the gradient is of the batch
-    for (int t = 0; t < T; t++)
-        losses[t] = (float)cross_entropy_forward(spaces->logits + (size_t)t * V,
+    for (int t = 0; t < T; t++) {
+        head_forward(m, spaces, t, 1);
+        memcpy(logits + (size_t)t * V, spaces->logits, (size_t)V * sizeof(float));
+        losses[t] = (float)cross_entropy_forward(spaces->logits,
                                                  g->data.train.tokens + starts[0] + t + 1,
                                                  &correct, 1, V);
+    }
     double mean = batch_gradient(m, spaces, g->data.train.tokens, starts, lanes);
     *add(&d, 1, 1, "batch.loss") = (float)mean;
     add_tensors(&d, m, "gradient.", lanes);

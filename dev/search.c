@@ -46,9 +46,11 @@ static void add_direction(float *x, const float *gradient, double step, int T, i
     }
 }
 
-static void run(const Model *m, Workspace *s, const float *x, int T) { // forward from embeddings x
+// run: s->logits (T, V) from embeddings x (T, d), T <= HEAD_ROWS.
+static void run(const Model *m, Workspace *s, const float *x, int T) {
     memcpy(s->blocks[0].x, x, (size_t)T * m->config.width * sizeof(float));
     forward(m, s, T);
+    head_forward(m, s, 0, T);
 }
 
 // pull_back: to = J^T u at x, for a direction u (V) of the logits at token t. The same for the
@@ -59,6 +61,7 @@ static void pull_back(const Model *m, Workspace *s, const float *x, const float 
     run(m, s, x, T);
     memset(s->logits, 0, (size_t)T * V * sizeof(float));
     memcpy(s->logits + (size_t)t * V, u, V * sizeof(float));
+    head_backward(m, s, g, 0, T);
     backward(m, s, g, T);
     memcpy(to, s->dx, (size_t)T * m->config.width * sizeof(float));
 }
@@ -126,13 +129,20 @@ static void attack(const Model *m, Workspace *s, const float *x, const uint16_t 
     float *moved = floats((size_t)T * d);
     memcpy(moved, x, (size_t)T * d * sizeof(float));
     for (int step = 0; step <= steps; step++) {
-        run(m, s, moved, T);
-        for (int t = 0; t < T; t++) {
-            int correct = 0;
-            cross_entropy_forward(s->logits + (size_t)t * V, targets + t, &correct, 1, V);
-            safe[t] = safe[t] && correct;
+        memcpy(s->blocks[0].x, moved, (size_t)T * d * sizeof(float));
+        forward(m, s, T);
+        for (int first = 0; first < T; first += HEAD_ROWS) {
+            int rows = imin(HEAD_ROWS, T - first);
+            head_forward(m, s, first, rows);
+            for (int t = first; t < first + rows; t++) {
+                int correct = 0;
+                cross_entropy_forward(s->logits + (size_t)(t - first) * V, targets + t, &correct, 1,
+                                      V);
+                safe[t] = safe[t] && correct;
+            }
+            cross_entropy_backward(s->logits, targets + first, T, rows, V);
+            head_backward(m, s, NULL, first, rows);
         }
-        cross_entropy_backward(s->logits, targets, T, T, V);
         backward(m, s, NULL, T);
         add_direction(moved, s->dx, eps / 4, T, d);
         project(moved, x, eps, T, d);
