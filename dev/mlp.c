@@ -344,7 +344,7 @@ static void net_train(Net *net, Rng *rng) {
     float *lanes = floats(LANES * net->m->size);
     double began = seconds(), loss = 0;
     fprintf(stderr, "epoch\ttrain_loss\tloss\taccuracy\tcertified_36\tcertificate\t"
-                    "largest_norm_over_cap\tseconds\n");
+                    "largest_norm_over_cap\tlast_hidden_norm\tseconds\n");
     for (int i = 0; i < net->trained; i++) order[i] = i;
     for (int step = 0; step < steps; step++) {
         for (int i = net->trained - 1; i > 0 && step % each == 0; i--) {
@@ -359,9 +359,10 @@ static void net_train(Net *net, Rng *rng) {
         Certificate k = net_certify(net);
         check_promise(net->m, &k, step + 1, BUG);
         Score score = measure(net, &k);
-        fprintf(stderr, "%d\t%.4f\t%.4f\t%.4f\t%.4f\t%s\t%.6f\t%.1f\n", (step + 1) / each, loss,
-                score.loss, score.accuracy, certified(net, 36 / 255.0),
-                show_bound(k.log10_sound, 6), norm_over_cap(net->m), seconds() - began);
+        fprintf(stderr, "%d\t%.4f\t%.4f\t%.4f\t%.4f\t%s\t%.6f\t%.6f\t%.1f\n", (step + 1) / each,
+                loss, score.loss, score.accuracy, certified(net, 36 / 255.0),
+                show_bound(k.log10_sound, 6), norm_over_cap(net->m),
+                norm(net->m, W_IN, c->blocks - 1), seconds() - began);
         loss = 0;
     }
     free(order), free(lanes);

@@ -1,40 +1,63 @@
 """Accuracy against the bound, per optimizer and constraint, one training run per row of dev/tradeoff.tsv.
 
-    make build/mlp                                  the program that the runs need
-    python3 dev/tradeoff.py --list                  what would be run, and what is there already
-    python3 dev/tradeoff.py [METHOD ...]            run the missing rows (all, or those methods')
+    make lipgpt build/mlp                             the two programs that the runs need
+    python3 dev/tradeoff.py --list                    what is there already, and what would be run
+    python3 dev/tradeoff.py [--task T] [METHOD ...]   run the missing rows (all, or that task's, those methods')
+    python3 dev/tradeoff.py --task attack             two perceptrons of equal accuracy, under attack
+    python3 dev/tradeoff.py --plot                    only draw dev/tradeoff*.png (needs matplotlib)
 
-So far only CIFAR-10, of the paper's two tasks: its perceptron, 20 epochs, measured on the last 5,000 training
-images, which are held out. Each method first tries the learning rates of its optimizer at its middle strength;
-the best of these (held-out accuracy) serves all its strengths. Runs are resumable row by row: what stands in the
-table is not run again. --data FOLDER takes the batches from elsewhere; --note TEXT goes into the rows (say so if
-they are recompressed).
+Tasks: cifar, the paper's perceptron, 20 epochs, measured on the last 5,000 training images, which are held out;
+shakespeare, the paper's network, 500 steps of 16 windows (2.05M tokens), measured on the whole validation split.
+Each method first tries learning rates at its first strength, with a quarter of the budget, on a held-out tail of
+the training split (rows `cifar-rates`, `shakespeare-rates`): from the optimizer's usual rate it climbs to the one
+with the best accuracy on the grid, whose neighbours are both worse. That rate serves all its strengths. Rates
+come first; then the method with the fewest points, whose strengths are ordered so that few are spread widely.
+
+Runs are resumable row by row: what stands in the table is not run again; a run that was cut off begins anew.
+--jobs N runs N at a time, each with one thread if OMP_NUM_THREADS says so. --seed N adds rows of another seed.
+--cifar FOLDER and --text FILE take data from elsewhere; --note TEXT goes into the rows of CIFAR-10 (say so if the
+images are recompressed). What the rows say stands in dev/tradeoff.md.
 """
 import argparse
 import csv
 import os
 import subprocess
+import sys
+import threading
+import time
 
-from frontier import append_row
+from frontier import append_row, log10_of
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TABLE = os.path.join(ROOT, "dev", "tradeoff.tsv")
 OUT = os.path.join(ROOT, "out", "tradeoff")
-COLUMNS = ("name task method strength lr seed certificate loss accuracy certified_36 largest_norm_over_cap "
-           "seconds note command").split()
-COMMON = ["--preset", "paper", "--epochs", "20", "--holdout", "5000"]
-CAPS = ["1.5", "2", "3", "4.86", "7", "10"]
-RATES = {"muon": ["0.1", "0.3", "1", "3"], "adamw": ["0.0003", "0.001", "0.003", "0.01"]}
-# method -> its strengths, the middle one's place, and the options of a strength; muon's decay of lambda alone
-# holds norms at 1 / lambda
-METHODS = {}
-for optimizer in RATES:
-    free = ["--optimizer", optimizer, "--cap", "0", "--weight-decay"]
-    decays = [f"{1 / float(cap):.4g}" for cap in CAPS] if optimizer == "muon" else ["30", "10", "3", "1", "0.3", "0.1"]
-    METHODS[f"{optimizer}-weight-decay"] = (decays, 3, lambda x, free=free: free + [x])
-    for constraint in ["normalize", "hammer"] + (["soft", "hard", "stiefel"] if optimizer == "muon" else []):
-        METHODS[f"{optimizer}-{constraint}"] = (
-            CAPS, 3, lambda x, o=optimizer, k=constraint: ["--optimizer", o, "--constraint", k, "--cap", x])
+KEY = "task method strength lr seed".split()
+# certified, attacked: accuracy at the l2 radii of RADII; norms: of the last hidden matrix, after every epoch
+COLUMNS = KEY + ("certificate paper_bound loss accuracy certified attacked largest_norm_over_cap norms "
+                 "seconds note command").split()
+RADII = (36 / 255, 72 / 255, 108 / 255, 0.5, 1, 2)
+RATES = {"muon": "0.03 0.1 0.3 1 3 10".split(), "adamw": "0.0001 0.0003 0.001 0.003 0.01 0.03".split()}
+USUAL = {"muon": "1", "adamw": "0.003"}
+CAPS = {"cifar": "4.86 2 10 3 7 1.5".split(), "shakespeare": "2 1.2 4 0.8 3 6".split()}
+DECAYS = {"cifar": "1 10 0.1 3 0.3 30".split(), "shakespeare": "3 30 0.3 10 1 0.1".split()}  # of AdamW
+METHODS = [f"{optimizer}-{constraint}" for constraint, optimizers in (
+    ("soft", ["muon"]), ("weight-decay", ["adamw", "muon"]), ("normalize", ["muon", "adamw"]), ("hard", ["muon"]),
+    ("stiefel", ["muon"]), ("hammer", ["adamw", "muon"])) for optimizer in optimizers]
+
+
+def strengths(task, method):
+    """Caps, the first one for the learning rates; or decays: Muon's of lambda alone holds norms at 1 / lambda."""
+    task = task.split("-")[0]
+    if method == "adamw-weight-decay":
+        return DECAYS[task]
+    return [f"{1 / float(cap):.4g}" for cap in CAPS[task]] if method == "muon-weight-decay" else CAPS[task]
+
+
+def options_of(method, strength):
+    optimizer, constraint = method.split("-", 1)
+    if constraint == "weight-decay":
+        return ["--optimizer", optimizer, "--cap", "0", "--weight-decay", strength]
+    return ["--optimizer", optimizer, "--constraint", constraint, "--cap", strength]
 
 
 def read_rows():
@@ -44,61 +67,173 @@ def read_rows():
         return list(csv.DictReader(file, delimiter="\t"))
 
 
-def planned(method, rows):
-    """(strength, rate) of a method's runs: the rates first, then, when these are there, the strengths."""
-    strengths, middle, _ = METHODS[method]
-    rates = RATES[method.split("-")[0]]
+def best_rate(task, method, rows):
+    """The best rate so far, and the one to be tried next, or None."""
+    grid = RATES[method.split("-")[0]]
     tried = {row["lr"]: float(row["accuracy"]) for row in rows
-             if row["method"] == method and row["strength"] == strengths[middle] and row["seed"] == "0"}
-    pairs = [(strengths[middle], rate) for rate in rates]
-    if all(rate in tried for rate in rates):
-        best = max(rates, key=lambda rate: tried[rate])
-        pairs += [(strength, best) for strength in strengths if strength != strengths[middle]]
-    return pairs
+             if row["task"] == task + "-rates" and row["method"] == method}
+    best = max(tried, key=tried.get) if tried else USUAL[method.split("-")[0]]
+    place = grid.index(best)
+    wanted = [rate for rate in [best] + grid[max(0, place - 1):place + 2] if rate not in tried]
+    return best, wanted[0] if wanted else None
 
 
-def run(method, strength, rate, data, note):
-    """Train, and append the row."""
-    name = f"cifar-{method}-{strength}-lr-{rate}"
-    options = COMMON + METHODS[method][2](strength) + ["--lr", rate]
-    command = [os.path.join(ROOT, "build", "mlp"), "train", "--data", data,
-               "--out", os.path.join(OUT, name + ".safetensors")] + options
-    print(name, " ".join(command), flush=True)
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    row = {"name": name, "task": "cifar", "method": method, "strength": strength, "lr": rate, "seed": "0",
-           "note": note, "command": " ".join(["build/mlp", "train"] + options)}
-    if done.returncode == 0:
-        row.update(line.split("\t")[:2] for line in done.stdout.splitlines()
-                   if line.split("\t")[0] in ("certificate", "loss", "accuracy"))
-        epochs = list(csv.DictReader(done.stderr[done.stderr.index("epoch\t"):].splitlines(), delimiter="\t"))
-        row["certified_36"], row["seconds"] = epochs[-1]["certified_36"], epochs[-1]["seconds"]
-        row["largest_norm_over_cap"] = max(epochs, key=lambda e: float(e["largest_norm_over_cap"]))[
-            "largest_norm_over_cap"]  # after any epoch
-    else:  # it diverged: a result, too
-        print(done.stderr.splitlines()[-1])
-        row.update(certificate="inf", loss="inf", accuracy="0")
-    append_row(TABLE, COLUMNS, row)
+def state_of(task, method, rows, seed):
+    """How many points a method has, -1 before its rate is known; the keys of the runs that seem to be missing."""
+    best, trial = best_rate(task, method, rows)
+    there = {tuple(row[name] for name in KEY) for row in rows}
+    points = [(task, method, strength, best, seed) for strength in strengths(task, method)]
+    missing = [point for point in points if point not in there]
+    if trial:
+        return -1, [(task + "-rates", method, strengths(task, method)[0], trial, "0")] + missing
+    return len(points) - len(missing), missing
+
+
+def attack_pair(rows):
+    """The best model of AdamW with weight decay, and that of Muon with the soft cap of the nearest accuracy."""
+    points = {method: [row for row in rows if (row["task"], row["method"], row["seed"], row["lr"]) ==
+                       ("cifar", method, "0", best_rate("cifar", method, rows)[0])]
+              for method in ("adamw-weight-decay", "muon-soft")}
+    if not all(points.values()):
+        sys.exit("tradeoff: an attack wants rows of adamw-weight-decay and muon-soft")
+    goal = max(points["adamw-weight-decay"], key=lambda row: float(row["accuracy"]))
+    twin = min(points["muon-soft"], key=lambda row: abs(float(row["accuracy"]) - float(goal["accuracy"])))
+    keys = [("cifar-attack", row["method"], row["strength"], row["lr"], "0") for row in (goal, twin)]
+    return [key for key in keys if key not in {tuple(row[name] for name in KEY) for row in rows}]
+
+
+def next_run(arguments, busy):
+    """The key of the run that comes next, or None, if all is there or others must end first."""
+    rows, candidates = read_rows(), []
+    if arguments.task == "attack":
+        return next((key for key in attack_pair(rows) if key not in busy), None)
+    for task in [arguments.task] if arguments.task else ["cifar", "shakespeare"]:
+        for method in arguments.methods or METHODS:
+            points, missing = state_of(task, method, rows, arguments.seed)
+            running = [key for key in busy if key[:2] in ((task, method), (task + "-rates", method))]
+            waits = any(key[0].endswith("-rates") for key in running)
+            missing = [key for key in missing if key not in busy]
+            if missing and not waits:
+                candidates.append((points + len(running), missing[0]))
+        if candidates:
+            return min(candidates, key=lambda pair: pair[0])[1]
+    return None
+
+
+def train(command, where):
+    """Standard output and error, or None for both: it diverged, which is a result, too."""
+    done = subprocess.run(command + where, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    if "is not finite" in done.stderr:
+        return None, None
+    if done.returncode:
+        sys.exit(f"tradeoff: {' '.join(command)}: {done.stderr.splitlines()[-1]}")
+    return done.stdout, done.stderr
+
+
+def columns(text, start):
+    """The table in a text whose header begins with `start`, up to the first line with fewer columns."""
+    return list(csv.DictReader(text[text.index(start):].splitlines(), delimiter="\t"))
+
+
+def run(key, arguments):
+    """Train; the row that says what came of it."""
+    task, method, strength, rate, seed = key
+    trial, model = task.endswith("-rates"), os.path.join(OUT, "-".join(key) + ".safetensors")
+    row = dict(zip(KEY, key))
+    if task.startswith("cifar"):
+        command = ["build/mlp", "train", "--preset", "paper", "--epochs", "5" if trial else "20",
+                   "--holdout", "1000" if task == "cifar-attack" else "5000"]
+        where = ["--data", arguments.cifar, "--out", model]
+        row["note"] = arguments.note
+    else:
+        text, log = arguments.text, os.path.join(OUT, "-".join(key) + ".tsv")
+        if trial:  # the training split alone, of which the last tenth is held out in turn
+            text = os.path.join(OUT, "training-split.txt")
+            with open(arguments.text, "rb") as whole, open(text, "wb") as part:
+                data = whole.read()
+                part.write(data[:len(data) * 9 // 10])
+        command = ["./lipgpt", "train", "--preset", "paper", "--steps", "125" if trial else "500", "--batch", "16",
+                   "--eval-every", "125", "--sample-every", "0"]
+        where = ["--data", text, "--out", model, "--log", log]
+    command += options_of(method, strength) + ["--lr", rate, "--seed", seed]
+    row["command"] = " ".join(command)
+    began = time.time()
+    output, progress = train(command, where)
+    row["seconds"] = f"{time.time() - began:.1f}"
+    if output is None:
+        return dict(row, certificate="inf", loss="inf", accuracy="0")
+    row.update((name.removeprefix("full_"), value) for name, _, value in
+               (line.partition("\t") for line in output.splitlines()) if name.removeprefix("full_") in
+               ("certificate", "paper_bound", "loss", "accuracy"))
+    if task.startswith("cifar"):
+        reports = columns(progress, "epoch\t")
+        row["norms"] = " ".join(f"{float(report['last_hidden_norm']):.4f}" for report in reports)
+        if task == "cifar-attack":
+            output, _ = train(["build/mlp", "certify", "--data", arguments.cifar, "--model", model], [])
+        table = columns(output, "l2_radius\t")
+        row["certified"] = " ".join(line["certified_accuracy"] for line in table)
+        row["attacked"] = " ".join(line.get("accuracy_under_attack", "") for line in table).strip()
+    else:
+        with open(log) as file:
+            reports = columns(file.read(), "step\t")
+    row["largest_norm_over_cap"] = f"{max(float(report['largest_norm_over_cap']) for report in reports):.6f}"
+    return row
+
+
+def work(arguments, busy, lock):
+    """One worker: run what comes next until nothing is left to do."""
+    while True:
+        with lock:
+            key = next_run(arguments, busy)
+            if key:
+                busy.add(key)
+                print(*key, flush=True)
+            elif not busy:
+                return
+        if not key:
+            time.sleep(1)
+            continue
+        try:
+            row = run(key, arguments)
+            with lock:
+                append_row(TABLE, COLUMNS, row)
+        finally:
+            with lock:
+                busy.discard(key)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="*", metavar="METHOD", help=", ".join(METHODS))
+    parser.add_argument("--task", choices=("cifar", "shakespeare", "attack"))
     parser.add_argument("--list", action="store_true")
-    parser.add_argument("--data", default=os.path.join(ROOT, "data", "cifar-10-batches-bin"))
+    parser.add_argument("--plot", action="store_true")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--seed", default="0")
+    parser.add_argument("--cifar", default=os.path.join(ROOT, "data", "cifar-10-batches-bin"))
+    parser.add_argument("--text", default=os.path.join(ROOT, "data", "tinyshakespeare.txt"))
     parser.add_argument("--note", default="")
     arguments = parser.parse_args()
-    for method in arguments.methods or METHODS:
+    for method in arguments.methods:
         if method not in METHODS:
             parser.error(f"{method} is none of {', '.join(METHODS)}")
-        while True:
-            rows = read_rows()
-            there = {(row["strength"], row["lr"]) for row in rows if row["method"] == method}
-            missing = [pair for pair in planned(method, rows) if pair not in there]
-            if arguments.list:
-                print(method, f"{len(there)} there, missing:", *(f"{s} at lr {r}," for s, r in missing))
-            if arguments.list or not missing:
-                break
-            run(method, *missing[0], arguments.data, arguments.note)
+    if arguments.list:
+        for task in [arguments.task] if arguments.task else ["cifar", "shakespeare"]:
+            for method in arguments.methods or METHODS:
+                points, missing = state_of(task, method, read_rows(), arguments.seed)
+                print(task, method, "to find its rate" if points < 0 else f"{points} points", "missing:",
+                      *(" ".join((key[0], key[2], "at", key[3])) + "," for key in missing))
+        return
+    if arguments.plot:
+        plot()
+        return
+    os.makedirs(OUT, exist_ok=True)
+    busy, lock = set(), threading.Lock()
+    workers = [threading.Thread(target=work, args=(arguments, busy, lock)) for _ in range(arguments.jobs)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
 
 
 if __name__ == "__main__":
