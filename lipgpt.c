@@ -38,9 +38,9 @@
 //
 // Ours, not the paper's: the bound (section 8; the paper's is printed beside it) and what follows
 // from it, the budget and certified predictions; Gram iteration, the exact hard cap and repeated
-// soft caps; lanes; the residual W [x; F(x)]; and the choices of the preset "tight": alpha = 1/2,
-// no 1/3 on attention, MaxMin for GELU, position and other biases with steps of their own, updates
-// and caps head by head.
+// soft caps; lanes; and the choices of the preset "tight": the residual W [x; F(x)], attention in
+// the first block alone, no 1/3 on it, MaxMin for GELU, position and other biases with steps of
+// their own, updates and caps head by head.
 
 #define _POSIX_C_SOURCE 200809L
 #include <ctype.h>
@@ -856,26 +856,26 @@ static Config preset_config(Preset preset) {
                 .temperature = 0.8, .windows = 16, .stop = -1};
     if (preset == PAPER) {
         c.batch = 64, c.eval_every = 100, c.lr = 0.5;
-        c.activation = GELU, c.alpha = 0, c.attention_factor = 1.0 / 3; // alpha 0: 1/(2L)
+        c.activation = GELU, c.attention_factor = 1.0 / 3; // and alpha 0: 1/(2L)
         c.share_embed = 1, c.share_head = 1;
         c.cap_qk = c.cap_v = c.cap_o = c.cap_in = c.cap_out = c.cap_head = 1.2;
     } else {
         c.batch = 16, c.eval_every = 200, c.lr = 0.3, c.lipschitz = 100;
-        c.activation = MAXMIN, c.alpha = 0.5, c.attention_factor = 1;
+        c.activation = MAXMIN, c.attention_factor = 1;
+        c.residual = CONCAT, c.blocks = 2, c.attention_blocks = 1;
+        c.heads = 8, c.value_ratio = 2, c.mlp_ratio = 8;
         c.position_bias = 1, c.bias = 1, c.per_head = 1; // free, or nearly, in K
         c.share_embed = 500, c.share_head = 20; // factors on 1/34 of a step
-        c.cap_qk = 0.1, c.cap_v = 0.9, c.cap_o = 1, c.cap_in = 2.1, c.cap_out = 2.1, c.cap_head = 6;
+        c.cap_qk = 0.1, c.cap_v = 1, c.cap_o = 1, c.cap_in = 3, c.cap_out = 2, c.cap_head = 6;
     }
     return c;
 }
 
-// small_budget: the network that tight takes at K <= SMALL_BUDGET, where another wins: residuals that
-// cost no bound, and one attention block that looks at where a token is and not at what it is.
-#define SMALL_BUDGET 10
+// small_budget: what tight takes instead for a K up to 30: attention that depends on where a token
+// stands and not on what it is, and narrower caps of the MLPs.
 static void small_budget(Config *c) {
-    c->residual = CONCAT, c->blocks = 2, c->attention_blocks = 1, c->position_only = 1;
-    c->heads = 8, c->value_ratio = 2, c->mlp_ratio = 8;
-    c->cap_v = c->cap_o = c->cap_out = 1, c->cap_in = c->lipschitz < 4 ? 1 : 1.5;
+    if (c->preset != TIGHT || c->lipschitz == 0 || c->lipschitz > 30) return;
+    c->position_only = 1, c->cap_in = c->lipschitz < 4 ? 1 : 1.5, c->cap_out = 1;
 }
 
 // config_check: what no single option's range can say; status is what to exit with.
@@ -2070,8 +2070,8 @@ static const Option options[] = {
     TEXT("out", out, 1, TRAIN | AGAIN, "checkpoint to write"),
     TEXT("log", log, 1, TRAIN | AGAIN, "table of reports to write"),
     TEXT("resume", resume, 1, TRAIN | AGAIN, "checkpoint to go on from, with its settings"),
-    WORD("preset", preset, "tight (ours: best at a sound bound; at --lipschitz 10 and below a concatenated "
-         "network with attention by position) or paper (to the letter)"),
+    WORD("preset", preset, "tight (ours: best at a sound bound; by position only to --lipschitz 30) or paper (to "
+         "the letter)"),
     NUM("lipschitz", lipschitz, 0, 1e300, KEPT, "K never exceeds it: caps are scaled; 0 = none"),
     INT("steps", steps, 1, 1e9, KEPT | AGAIN, "optimizer steps"),
     INT("batch", batch, 1, 1 << 20, KEPT, "windows of a step"),
@@ -2210,23 +2210,20 @@ static void apply_given(Config *c, const char **value, bool resumed) {
 
 // new_settings: the preset, with what was given. A cap, or a constraint that holds none, takes the
 // place of the preset's budget. With --residual concat a budget scales the head's cap alone: others
-// may be given beside it, and are 1 if not.
+// may be given beside it.
 static Config new_settings(const char **value) {
     const char *preset = given(value, AT(preset)), *lipschitz = given(value, AT(lipschitz));
     Config c = preset_config(preset && !strcmp(preset, "paper") ? PAPER : TIGHT);
-    const char *cap = NULL, *residual = given(value, AT(residual));
+    const char *cap = NULL;
     apply_given(&c, value, false);
-    bool small = c.preset == TIGHT && lipschitz && c.lipschitz > 0 && c.lipschitz <= SMALL_BUDGET;
-    bool concat = c.residual == CONCAT || (small && !residual);
-    if (concat) c.cap_v = c.cap_o = c.cap_in = c.cap_out = 1;
-    if (concat && small) small_budget(&c);
-    apply_given(&c, value, false); // once more: what is given is written over both
+    small_budget(&c);
+    apply_given(&c, value, false); // what is given is written over that, too
     for (int i = 0; i < OPTIONS; i++)
         if (value[i] && options[i].use & BUDGETED) cap = options[i].name;
     if (!lipschitz && (cap || !holds_caps(&c))) c.lipschitz = 0;
     if (c.alpha == 0) c.alpha = 0.5 / c.blocks;
     if (c.lipschitz == 0) return c;
-    if (cap && (!concat || given(value, AT(cap_head)) || given(value, AT(cap))))
+    if (cap && (c.residual != CONCAT || given(value, AT(cap_head)) || given(value, AT(cap))))
         die_usage("give one or the other", "--lipschitz chooses the caps, but --%s is given, too",
                   cap);
     if (!holds_caps(&c))

@@ -32,8 +32,9 @@ PAPER = dict(
     share_embed=1.0, share_head=1.0, share_bias=0.1, lanes=8)
 TIGHT = PAPER | dict(
     preset="tight", lipschitz=100.0, batch=16, eval_every=200, activation="maxmin", lr=0.3,
-    position_bias=1, bias=1, per_head=1, alpha=0.5, attention_factor=1.0, share_embed=500.0,
-    share_head=20.0, cap_qk=0.1, cap_v=0.9, cap_o=1.0, cap_in=2.1, cap_out=2.1, cap_head=6.0)
+    residual="concat", blocks=2, attention_blocks=1, heads=8, value_ratio=2, mlp_ratio=8,
+    position_bias=1, bias=1, per_head=1, attention_factor=1.0, share_embed=500.0, share_head=20.0,
+    cap_qk=0.1, cap_v=1.0, cap_o=1.0, cap_in=3.0, cap_out=2.0, cap_head=6.0)
 LATER = {"residual": "convex", "share-growth": "0", "value-ratio": "1", "attention-blocks": "0",
          "position-only": "0"}                          # what older files do not say
 SCALED = "cap_head", "cap_qk", "cap_in", "cap_out"      # by a budget; the first alone with concat
@@ -503,14 +504,16 @@ def new_settings(o):
     concat, whose budget scales the head's cap alone, stands beside it."""
     c = SimpleNamespace(**(PAPER if o.preset == "paper" else TIGHT), vocabulary="",
                         vocabulary_size=0, step=0, dtype="float32")
-    concat = o.residual == "concat"
     given = {name: o.cap for name in CAPS if o.cap is not None}
     given |= {name: getattr(o, name) for name in PAPER if getattr(o, name) is not None}
-    vars(c).update(dict.fromkeys(CAPS[2:], 1.0) if concat else {}, **given)
+    vars(c).update(given)
+    if c.preset == "tight" and 0 < c.lipschitz <= 30:
+        vars(c).update(dict(position_only=1, cap_in=1.5 if c.lipschitz >= 4 else 1.0, cap_out=1.0), **given)
     loose = c.constraint in ("hammer", "decay")
     if o.lipschitz is None and (set(CAPS) & set(given) or loose):
         c.lipschitz = 0.0
-    if c.lipschitz and (loose or set(CAPS) & set(given) and (not concat or o.cap_head is not None)):
+    alone = c.residual == "concat" and o.cap is None and o.cap_head is None
+    if c.lipschitz and (loose or set(CAPS) & set(given) and not alone):
         sys.exit("--lipschitz chooses the caps: give one or the other")
     c.alpha, c.rng = c.alpha or 0.5 / c.blocks, c.seed
     return c
