@@ -741,6 +741,18 @@ static void test_softmax(void) {
     expect(correct == wanted && wanted > 0);
 }
 
+// draw: the first token whose sum of probabilities passes a number from [0, 1): of two equal ones,
+// the first below 1/2, the second from 1/2 on. The states are what makes rng_uniform say so.
+static void test_draw(void) {
+    static const uint64_t states[] = {0xd4f88b4067761bdu, 0x2fedf1efce1d5545u};
+    for (int i = 0; i < 2; i++) {
+        Rng rng = {states[i]}, again = rng;
+        float logits[] = {3, 3};
+        expect(rng_uniform(&rng) == (i ? 0.5 : 0.5 - 0x1p-53));
+        expect(draw(logits, 2, 1, &again) == i);
+    }
+}
+
 // rotated: what rope makes of number i of a head at position t: the halves are paired.
 static double rotated(const float *head, int i, int t) {
     int half = D / H / 2, k = i % half;
@@ -1129,11 +1141,17 @@ static void test_constraints(void) {
     }
 }
 
-// Constraints at their ends: values just above the cap, and NaN.
+// Constraints at their ends: the sign of values over five decades, values just above the cap, NaN.
 static void test_constraints_at_the_ends(void) {
     Rng rng = {52};
     double close[24], most[24];
     Scratch square = scratch_create(24, 24), s = scratch_create(6, 11);
+    for (int i = 0; i < 24; i++) close[i] = pow(10, -i / 5.0); // down to 2.5e-5
+    with_singular_values(square.x, 24, 24, close, &rng);
+    matrix_sign(&square);
+    singular_values(most, square.x, 24, 24);
+    near(most[0], 1, DOUBLE ? 2e-9 : 2e-6, "matrix_sign: largest value");   // 1.3e-7, 1.6e-12
+    near(most[23], 1, DOUBLE ? 2e-9 : 2e-6, "matrix_sign: smallest value"); // 1.9e-7, 1.2e-9
     for (int i = 0; i < 24; i++)
         close[i] = i ? 1 + 1e-7 * pow(1.6, i) : 1e4; // where the sign of w - x is hardest to tell
     with_singular_values(square.x, 24, 24, close, &rng);
@@ -1386,7 +1404,7 @@ static void test_compose_at_the_ends(void) {
     expect(sound(&lab) == 0);
     random_norms(lab.m, 1e120, 1e120, &(Rng){81});
     tensor(lab.m, W_Q, 1)->heads[0].upper = 0; // beside an activation bound of 1e360
-    expect(log_bound(&lab, 1) == INFINITY);
+    expect(log_bound(&lab, 1) == INFINITY && lab.certificate.log10_trunk == INFINITY);
 }
 
 // (2), (5), (6) and both activation bounds are reached, and the MLP's and the head's constants too:
@@ -1627,6 +1645,14 @@ static bool rival_wins(const Lab *lab, const Window *w, int j, int t, double eps
         add_direction(y, gradient, step < 6 ? 2 * eps : eps / 2, WIN, WIDE_D);
     }
     return wins;
+}
+
+// A tie is no prediction, even one that no move can break: that of two equal rows of W_head.
+static void test_margin_of_ties(void) {
+    const float z[] = {2, 2, 1};
+    const double apart[] = {0, 1, 1, 1, 0, 1, 1, 1, 0}, equal[] = {0, 0, 1, 0, 0, 1, 1, 1, 0};
+    expect(margin(z, 0, apart, 3) < 0 && margin(z, 1, equal, 3) < 0);
+    expect(margin(z + 1, 0, equal, 2) == INFINITY && margin(z + 1, 0, apart, 2) == 1);
 }
 
 // certified_share: the positions whose radius is beyond eps, counted by hand.
@@ -2836,6 +2862,23 @@ static void test_descriptors(void) {
     gives(0, "certificate", "certify --model limit/c");
 }
 
+// The windows of a split: the full one's have every target once; the slice's begin one token apart,
+// end within it, and are at most 1280.
+static void test_windows(void) {
+    static const struct { size_t count; int full, slice; } splits[] = {
+        {2, 1, 1},   {4, 1, 1},         {5, 1, 1},         {6, 2, 2},         {9, 2, 5},
+        {10, 3, 6}, {1283, 321, 1279}, {1284, 321, 1280}, {1285, 321, 1280}, {1286, 322, 1280}};
+    for (size_t i = 0; i < LENGTH(splits); i++) {
+        Span split = {NULL, splits[i].count};
+        size_t targets = 0;
+        for (int w = 0; w < splits[i].full; w++) targets += window_of(split, FULL_SPLIT, 4, w).count;
+        size_t last = window_of(split, PAPER_SLICE, 4, splits[i].slice - 1).count;
+        expect(window_count(split, FULL_SPLIT, 4) == splits[i].full && targets + 1 == split.count);
+        expect(window_count(split, PAPER_SLICE, 4) == splits[i].slice);
+        expect(last == (split.count < 5 ? split.count - 1 : 4));
+    }
+}
+
 // evaluate, of some windows only: evenly spread over the split. (Of all: see test_outputs.)
 static void test_part_of_split(void) {
     enum { WINDOWS = 11, SOME = 4 };
@@ -3281,14 +3324,16 @@ int main(int argc, char **argv) {
     static const struct { const char *name; void (*run)(void); } tests[] = {
         TEST(layer_gradients), TEST(model_gradients), TEST(head_by_parts), TEST(rng), TEST(matmul),
         TEST(exp), TEST(spectral_norm), TEST(orthogonalize), TEST(gelu), TEST(maxmin),
-        TEST(softmax),
-        TEST(attention), TEST(causality), TEST(presets), TEST(init), TEST(optimizer_step),
+        TEST(softmax), TEST(draw), TEST(attention), TEST(causality), TEST(presets), TEST(init),
+        TEST(optimizer_step),
         TEST(caps_of_kinds), TEST(share_growth), TEST(adamw), TEST(overfit), TEST(coupling),
         TEST(soft_cap), TEST(cap_after_step),
         TEST(constraints), TEST(constraints_at_the_ends), TEST(certificate_from_below),
         TEST(attention_is_tight), TEST(layers_are_tight), TEST(norms), TEST(paper_bound),
-        TEST(sound_bound), TEST(compose_at_the_ends), TEST(budget), TEST(certified_share),
-        TEST(certified_predictions), TEST(show_bound), TEST(part_of_split), TEST(golden),
+        TEST(sound_bound), TEST(compose_at_the_ends), TEST(budget), TEST(margin_of_ties),
+        TEST(certified_share),
+        TEST(certified_predictions), TEST(show_bound), TEST(windows), TEST(part_of_split),
+        TEST(golden),
         TEST(mlp_gradients), TEST(mlp_batch), TEST(mlp_certificate),
     };
     verbose = getenv("VERBOSE") != NULL;
