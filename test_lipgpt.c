@@ -2871,7 +2871,8 @@ static void test_windows(void) {
     for (size_t i = 0; i < LENGTH(splits); i++) {
         Span split = {NULL, splits[i].count};
         size_t targets = 0;
-        for (int w = 0; w < splits[i].full; w++) targets += window_of(split, FULL_SPLIT, 4, w).count;
+        for (int w = 0; w < splits[i].full; w++)
+            targets += window_of(split, FULL_SPLIT, 4, w).count;
         size_t last = window_of(split, PAPER_SLICE, 4, splits[i].slice - 1).count;
         expect(window_count(split, FULL_SPLIT, 4) == splits[i].full && targets + 1 == split.count);
         expect(window_count(split, PAPER_SLICE, 4) == splits[i].slice);
