@@ -202,6 +202,68 @@ def work(arguments, busy, lock):
                 busy.discard(key)
 
 
+def chosen(task, method, rows):
+    """A method's points: its rows at its rate that did not diverge."""
+    rate = best_rate(task, method, rows)[0]
+    return [row for row in rows if (row["task"], row["method"], row["lr"]) == (task, method, rate)
+            and row["certificate"] != "inf"]
+
+
+def plot():
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    rows = read_rows()
+    constraints = list(dict.fromkeys(method.split("-", 1)[1] for method in METHODS))
+    style = {method: dict(color=f"C{constraints.index(method.split('-', 1)[1])}", markersize=5,
+                          marker="o" if method.startswith("muon") else "s",
+                          linestyle="-" if method.startswith("muon") else "--") for method in METHODS}
+
+    def save(figure, name):
+        figure.tight_layout()
+        figure.savefig(os.path.join(ROOT, "dev", name), dpi=110)
+
+    figure, grid = plt.subplots(2, 2, figsize=(11, 8.5))
+    for axes, task in zip(grid, ("cifar", "shakespeare")):
+        for method in METHODS:
+            points = sorted(chosen(task, method, rows), key=lambda row: log10_of(row["certificate"]))
+            for ax, column, scale in zip(axes, ("accuracy", "loss"), (100, 1)):
+                for bound, look in (("certificate", dict(label=method)), ("paper_bound", dict(alpha=0.25))):
+                    pairs = [(log10_of(row[bound]), scale * float(row[column])) for row in points if row[bound]]
+                    if pairs:
+                        ax.plot(*zip(*pairs), **style[method], **look)
+        for ax, label in zip(axes, ("validation accuracy, %", "validation loss, nats")):
+            ax.set(xlabel="log10 of the sound bound" + ("; faint: of the paper's formula" if task != "cifar" else ""),
+                   ylabel=label, title="CIFAR-10, perceptron" if task == "cifar" else "Shakespeare, transformer")
+            ax.grid(alpha=0.3)
+            if ax.get_legend_handles_labels()[1]:
+                ax.legend(fontsize=8)
+    save(figure, "tradeoff.png")
+
+    figure, ax = plt.subplots(figsize=(7, 4.5))
+    for row in (row for row in rows if row["task"] == "cifar-attack"):
+        name = f"{row['method']} {row['strength']}, bound {float(row['certificate']):.3g}"
+        for column, line in (("attacked", "-"), ("certified", ":")):
+            ax.plot((0,) + RADII, [100 * float(x) for x in [row["accuracy"]] + row[column].split()],
+                    color=style[row["method"]]["color"], linestyle=line, marker="o", label=f"{name}: {column}")
+    ax.set(xlabel="l2 radius", ylabel="accuracy on 1,000 held-out images, %")
+    ax.grid(alpha=0.3)
+    ax.legend()
+    save(figure, "tradeoff-attack.png")
+
+    figure, ax = plt.subplots(figsize=(7, 4.5))
+    for method in (method for method in METHODS if method != "adamw-weight-decay"):  # that has no cap
+        middle = strengths("cifar", method)[0]
+        for row in [row for row in chosen("cifar", method, rows) if row["norms"] and row["strength"] == middle][:1]:
+            cap = 1 / float(middle) if method == "muon-weight-decay" else float(middle)
+            ax.plot(range(1, 21), [float(norm) / cap for norm in row["norms"].split()], **style[method], label=method)
+    ax.axhline(1, color="gray", linewidth=0.8)
+    ax.set(xlabel="epoch", ylabel="norm / cap of the last hidden matrix", xticks=range(0, 21, 5))
+    ax.grid(alpha=0.3)
+    ax.legend()
+    save(figure, "tradeoff-norms.png")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="*", metavar="METHOD", help=", ".join(METHODS))
