@@ -103,7 +103,7 @@ test: lipgpt build/search build/mlp build/test-float build/test-double build/lip
 	           "test-float-debug build/lipgpt-debug build/search-debug" test-double-debug; do \
 	    echo "== $$run"; build/$$run > build/output 2>&1 || status=1; \
 	    cat build/output; tail -n 1 build/output >> build/results; done; \
-	for script in prepare_data plot; do \
+	for script in prepare_data plot tradeoff; do \
 	    echo "== $$script.py"; $(PYTHON) -c '' 2> /dev/null || echo "not tested: no $(PYTHON)"; \
 	    if $(PYTHON) -c '' 2> /dev/null; then \
 	        $(PYTHON) dev/test_$$script.py > build/output || status=1; \

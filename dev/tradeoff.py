@@ -19,6 +19,7 @@ Runs are resumable row by row: what stands in the table is not run again; a run 
 images are recompressed). What the rows say stands in dev/tradeoff.md.
 """
 import argparse
+import concurrent.futures
 import csv
 import os
 import subprocess
@@ -122,6 +123,8 @@ def next_run(arguments, busy):
 
 def train(command, where):
     """Standard output and error, or None for both: it diverged, which is a result, too."""
+    if not os.path.exists(os.path.join(ROOT, command[0])):
+        sys.exit(f"tradeoff: {command[0]} is not there; run make lipgpt build/mlp")
     done = subprocess.run(command + where, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     if "is not finite" in done.stderr:
         return None, None
@@ -130,8 +133,8 @@ def train(command, where):
     return done.stdout, done.stderr
 
 
-def columns(text, start):
-    """The table in a text whose header begins with `start`, up to the first line with fewer columns."""
+def table_of(text, start):
+    """The table in a text whose header begins with `start`, to the end."""
     return list(csv.DictReader(text[text.index(start):].splitlines(), delimiter="\t"))
 
 
@@ -148,16 +151,14 @@ def run(key, arguments):
     else:
         text, log = arguments.text, os.path.join(OUT, "-".join(key) + ".tsv")
         if trial:  # the training split alone, of which the last tenth is held out in turn
-            text = os.path.join(OUT, "training-split.txt")
+            text = model + ".split"
             with open(arguments.text, "rb") as whole, open(text, "wb") as part:
-                data = whole.read()
-                part.write(data[:len(data) * 9 // 10])
+                part.write(whole.read(os.path.getsize(arguments.text) * 9 // 10))
         command = ["./lipgpt", "train", "--preset", "paper", "--steps", "125" if trial else "500", "--batch", "16",
                    "--eval-every", "125", "--sample-every", "0"]
         where = ["--data", text, "--out", model, "--log", log]
     command += options_of(method, strength) + ["--lr", rate, "--seed", seed]
-    row["command"] = " ".join(command)
-    began = time.time()
+    row["command"], began = " ".join(command), time.time()
     output, progress = train(command, where)
     row["seconds"] = f"{time.time() - began:.1f}"
     if output is None:
@@ -166,16 +167,16 @@ def run(key, arguments):
                (line.partition("\t") for line in output.splitlines()) if name.removeprefix("full_") in
                ("certificate", "paper_bound", "loss", "accuracy"))
     if task.startswith("cifar"):
-        reports = columns(progress, "epoch\t")
+        reports = table_of(progress, "epoch\t")
         row["norms"] = " ".join(f"{float(report['last_hidden_norm']):.4f}" for report in reports)
         if task == "cifar-attack":
             output, _ = train(["build/mlp", "certify", "--data", arguments.cifar, "--model", model], [])
-        table = columns(output, "l2_radius\t")
+        table = table_of(output, "l2_radius\t")
         row["certified"] = " ".join(line["certified_accuracy"] for line in table)
         row["attacked"] = " ".join(line.get("accuracy_under_attack", "") for line in table).strip()
     else:
         with open(log) as file:
-            reports = columns(file.read(), "step\t")
+            reports = table_of(file.read(), "step\t")
     row["largest_norm_over_cap"] = f"{max(float(report['largest_norm_over_cap']) for report in reports):.6f}"
     return row
 
@@ -266,7 +267,7 @@ def plot():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("methods", nargs="*", metavar="METHOD", help=", ".join(METHODS))
+    parser.add_argument("methods", nargs="*", metavar="METHOD")
     parser.add_argument("--task", choices=("cifar", "shakespeare", "attack"))
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--plot", action="store_true")
@@ -276,26 +277,23 @@ def main():
     parser.add_argument("--text", default=os.path.join(ROOT, "data", "tinyshakespeare.txt"))
     parser.add_argument("--note", default="")
     arguments = parser.parse_args()
-    for method in arguments.methods:
-        if method not in METHODS:
-            parser.error(f"{method} is none of {', '.join(METHODS)}")
+    if set(arguments.methods) - set(METHODS):
+        parser.error(f"methods are {', '.join(METHODS)}")
     if arguments.list:
+        rows = read_rows()
         for task in [arguments.task] if arguments.task else ["cifar", "shakespeare"]:
             for method in arguments.methods or METHODS:
-                points, missing = state_of(task, method, read_rows(), arguments.seed)
-                print(task, method, "to find its rate" if points < 0 else f"{points} points", "missing:",
+                points, missing = state_of(task, method, rows, arguments.seed)
+                print(task, method, "its rate" if points < 0 else f"{points} points", "missing:",
                       *(" ".join((key[0], key[2], "at", key[3])) + "," for key in missing))
-        return
+        return None
     if arguments.plot:
-        plot()
-        return
+        return plot()
     os.makedirs(OUT, exist_ok=True)
     busy, lock = set(), threading.Lock()
-    workers = [threading.Thread(target=work, args=(arguments, busy, lock)) for _ in range(arguments.jobs)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+        for worker in [pool.submit(work, arguments, busy, lock) for _ in range(arguments.jobs)]:
+            worker.result()
 
 
 if __name__ == "__main__":

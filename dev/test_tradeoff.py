@@ -1,0 +1,96 @@
+#!/usr/bin/env python3
+"""Tests of tradeoff.py: which run comes next, and what becomes a row. Nothing is trained.
+
+    python3 dev/test_tradeoff.py        make test runs it, too
+"""
+import argparse
+import os
+import sys
+import tempfile
+
+DEV = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, DEV)
+sys.dont_write_bytecode = True
+import tradeoff
+
+counts = {True: 0, False: 0}
+BEST = {"muon": "0.1", "adamw": "0.01"}  # here
+EPOCHS = "epoch\tloss\tlargest_norm_over_cap\tlast_hidden_norm\n1\t2.5\t1.25\t2\n2\t2\t1.125\t3\n"
+RESULTS = ("accuracy\t0.5\nloss\t2\ncertificate\t10^400\nnorm\t1\t2\n\nl2_radius\tcertified_accuracy\n"
+           "0.1\t0.4\n0.2\t0.25\n")
+
+
+def check(good, *what):
+    counts[bool(good)] += 1
+    if not good:
+        print("FAILED:", *what)
+
+
+def pretend(key):
+    """A row as if it had been run: the further from the best rate, the worse."""
+    optimizer = key[1].split("-")[0]
+    grid = tradeoff.RATES[optimizer]
+    accuracy = 0.5 - 0.1 * abs(grid.index(key[3]) - grid.index(BEST[optimizer]))
+    return dict(zip(tradeoff.KEY, key), certificate="10", loss="1", accuracy=str(accuracy))
+
+
+def test_order():
+    settings = argparse.Namespace(task="cifar", methods=["muon-soft", "adamw-hammer"], seed="0")
+    order = []
+    while key := tradeoff.next_run(settings, set()):
+        check(key not in order and len(order) < 50, key, "again")
+        order.append(key)
+        tradeoff.append_row(tradeoff.TABLE, tradeoff.COLUMNS, pretend(key))
+    rates = [key for key in order if key[0] == "cifar-rates"]
+    check(order[:len(rates)] == rates, "rates come first", order)
+    check([key[3] for key in rates if key[1] == "muon-soft"] == ["1", "0.3", "0.1", "0.03"], rates)
+    check([key[3] for key in rates if key[1] == "adamw-hammer"] == ["0.003", "0.001", "0.01", "0.03"], rates)
+    points = order[len(rates):]
+    check([key[1] for key in points] == settings.methods * 6, "in turn", points)
+    check(all(key[3] == BEST[key[1].split("-")[0]] for key in points), "at the best rate", points)
+    check([key[2] for key in points[::2]] == tradeoff.CAPS["cifar"], points)
+    settings.seed = "1"
+    check(tradeoff.next_run(settings, set()) == ("cifar", "muon-soft", "4.86", "0.1", "1"), "of another seed")
+    settings.methods = ["muon-hard"]
+    first = tradeoff.next_run(settings, set())
+    check(tradeoff.next_run(settings, {first}) is None, "a rate is awaited")
+    settings.methods = ["muon-soft"]
+    check(tradeoff.next_run(settings, {("cifar", "muon-soft", "4.86", "0.1", "1")})[2] == "2", "one is running")
+
+
+def test_pair():
+    rows = [pretend(("cifar", "adamw-weight-decay", "1", "0.003", "0")),
+            pretend(("cifar", "muon-soft", "2", "1", "0")), pretend(("cifar", "muon-soft", "3", "1", "0"))]
+    rows[1]["accuracy"] = "0.41"
+    check([key[2] for key in tradeoff.attack_pair(rows)] == ["1", "2"], "the nearest one")
+    rows.append(dict(rows[0], task="cifar-attack"))
+    check([key[2] for key in tradeoff.attack_pair(rows)] == ["2"], "one is there")
+
+
+def test_rows():
+    settings = argparse.Namespace(cifar="c", text="t", note="n")
+    calls = []
+    tradeoff.train = lambda command, where: calls.append(command) or (RESULTS, EPOCHS)
+    row = tradeoff.run(("cifar", "muon-hammer", "3", "1", "2"), settings)
+    check(row["certificate"] == "10^400" and row["accuracy"] == "0.5" and row["certified"] == "0.4 0.25", row)
+    check(row["norms"] == "2.0000 3.0000" and row["largest_norm_over_cap"] == "1.250000", row)
+    check(row["attacked"] == "" and row["note"] == "n" and set(row) <= set(tradeoff.COLUMNS), row)
+    check(row["command"].endswith("--optimizer muon --constraint hammer --cap 3 --lr 1 --seed 2"), row)
+    tradeoff.train = lambda command, where: (None, None)
+    row = tradeoff.run(("cifar", "muon-weight-decay", "0.5", "1", "0"), settings)
+    check(row["certificate"] == "inf" and "--cap 0 --weight-decay 0.5" in row["command"], "it diverged", row)
+    check(tradeoff.chosen("cifar", "muon-weight-decay", [row]) == [], "drawn though it diverged")
+
+
+def main():
+    with tempfile.TemporaryDirectory() as directory:
+        tradeoff.TABLE = os.path.join(directory, "table.tsv")
+        test_order()
+        test_pair()
+        test_rows()
+    print(f"tradeoff: {counts[True]} passed, {counts[False]} failed")
+    return counts[False] != 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
