@@ -694,9 +694,10 @@ static void attention_forward(float *y, float *A, float *qkv, const float *b, do
     }
 }
 
-// dA = dy v^T;  dv = A^T dy;  ds_ij = A_ij (dA_ij - sum_j A_ij dA_ij);  db_(i-j) += ds_ij;
-// dq = scale ds k;  dk = scale ds^T q.     dA (T, T) is scratch and becomes ds; dqkv (T, 2 qk + n)
-// is set; db (H, context) or NULL is added to.
+// From y = A v:  dA = dy v^T;  dv = A^T dy.  From A = softmax(s), whose slope dA_ik/ds_ij is A_ij
+// (1 - A_ij) for k = j and -A_ij A_ik else:  ds_ij = A_ij (dA_ij - sum_k A_ik dA_ik).  From s =
+// scale q k^T + b:  dq = scale ds k;  dk = scale ds^T q;  db_(i-j) += ds_ij.
+//   dA (T, T) is scratch and becomes ds; dqkv (T, 2 qk + n) is set; db (H, context) or NULL
 static void attention_backward(float *dqkv, float *dA, float *db, float *dy, float *A, float *qkv,
                                double scale, int context, int T, int qk, int n, int H) {
     int dh = qk / H, vh = n / H;
@@ -973,10 +974,11 @@ static void add_tensor(Model *m, Kind kind, int block, const char *name, int row
 // "mass": M for all blocks, 1 each for the two ends, E and W_head. So an end gets 1 / (M + 2), and
 // the blocks get body = M / (M + 2). Each of their 6 L matrices gets body / (6 L), divided by what
 // follows it: the paper's alpha = 1 / (2L), which leaves body / 3; and for q, k and v attention's
-// 1/3, too, which stands before W_o: that leaves body. (Shares do not follow --alpha and
-// --attention-factor; the factors --share-* are ours.) The paper's headline run let them grow with
-// depth instead, --share-growth g = 8 times from block to block, up to body / (6 L) for the MLP of
-// the last one, and half of that for its attention (dev/headline.md).
+// 1/3, too, which stands before W_o: that leaves body. So an update of W_o has norm eta body / 3:
+// 0.31 eta at M = 32. (Shares do not follow --alpha and --attention-factor; the factors --share-*
+// are ours.) The paper's headline run let them grow with depth instead, --share-growth g = 8 times
+// from block to block, up to body / (6 L) for the MLP of the last one, and half of that for its
+// attention (dev/headline.md).
 static void model_plan(Model *m) {
     const Config *c = &m->config;
     int d = c->width, F = d * c->mlp_ratio, V = c->vocabulary;
