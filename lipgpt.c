@@ -861,22 +861,22 @@ static Config preset_config(Preset preset) {
         c.share_embed = 1, c.share_head = 1;
         c.cap_qk = c.cap_v = c.cap_o = c.cap_in = c.cap_out = c.cap_head = 1.2;
     } else {
-        c.batch = 16, c.eval_every = 200, c.lr = 0.3, c.lipschitz = 100;
+        c.batch = 16, c.eval_every = 200, c.lr = 0.1, c.lipschitz = 100;
         c.activation = MAXMIN, c.attention_factor = 1;
         c.residual = CONCAT, c.blocks = 2, c.attention_blocks = 1;
         c.heads = 8, c.value_ratio = 2, c.mlp_ratio = 8;
         c.position_bias = 1, c.bias = 1, c.per_head = 1; // free, or nearly, in K
         c.share_embed = 500, c.share_head = 20; // factors on 1/34 of a step
-        c.cap_qk = 0.1, c.cap_v = 1, c.cap_o = 1, c.cap_in = 3, c.cap_out = 2, c.cap_head = 6;
+        c.cap_qk = 0.1, c.cap_v = 1, c.cap_o = 1, c.cap_in = 2.5, c.cap_out = 1.5, c.cap_head = 6;
     }
     return c;
 }
 
-// small_budget: what tight takes instead for a K up to 30: attention that depends on where a token
-// stands and not on what it is, and narrower caps of the MLPs.
+// small_budget: what tight takes instead for a K below 10: attention that depends on where a token
+// stands and not on what it is, narrower caps of the MLPs, larger steps.
 static void small_budget(Config *c) {
-    if (c->preset != TIGHT || c->lipschitz == 0 || c->lipschitz > 30) return;
-    c->position_only = 1, c->cap_in = c->lipschitz < 4 ? 1 : 1.5, c->cap_out = 1;
+    if (c->preset != TIGHT || c->lipschitz == 0 || c->lipschitz >= 10) return;
+    c->position_only = 1, c->cap_in = c->lipschitz < 4 ? 1 : 1.5, c->cap_out = 1, c->lr = 0.3;
 }
 
 // config_check: what no single option's range can say; status is what to exit with.
@@ -2072,8 +2072,8 @@ static const Option options[] = {
     TEXT("out", out, 1, TRAIN | AGAIN, "checkpoint to write"),
     TEXT("log", log, 1, TRAIN | AGAIN, "table of reports to write"),
     TEXT("resume", resume, 1, TRAIN | AGAIN, "checkpoint to go on from, with its settings"),
-    WORD("preset", preset, "tight (ours: best at a sound bound; by position only to --lipschitz 30) or paper (to "
-         "the letter)"),
+    WORD("preset", preset, "tight (ours: best at a sound bound; below --lipschitz 10 without q and k) "
+         "or paper (to the letter)"),
     NUM("lipschitz", lipschitz, 0, 1e300, KEPT, "K never exceeds it: caps are scaled; 0 = none"),
     INT("steps", steps, 1, 1e9, KEPT | AGAIN, "optimizer steps"),
     INT("batch", batch, 1, 1 << 20, KEPT, "windows of a step"),
@@ -2231,9 +2231,11 @@ static Config new_settings(const char **value) {
     if (!holds_caps(&c))
         die_usage("choose soft, hard, normalize or stiefel", "--lipschitz cannot be held by "
                   "--constraint %s", constraint_words[c.constraint]);
-    if (c.cap_embed == 0 || (c.bias && c.cap_bias == 0))
-        die_usage("give it a positive cap, or --lipschitz 0", "--lipschitz cannot be held with "
-                  "--%s 0", c.cap_embed == 0 ? "cap-embed" : "cap-bias");
+    for (const Option *o = options; o < options + OPTIONS; o++)
+        if (!strncmp(o->name, "cap-", 4) && (c.bias || o->offset != AT(cap_bias)) &&
+            *(double *)((char *)&c + o->offset) == 0)
+            die_usage("give it a positive cap, or --lipschitz 0", "--lipschitz cannot be held with "
+                      "--%s 0", o->name);
     return c;
 }
 

@@ -31,10 +31,10 @@ PAPER = dict(
     value_ratio=1, attention_blocks=0, position_only=0, per_head=0, mass=32.0, share_growth=0.0,
     share_embed=1.0, share_head=1.0, share_bias=0.1, lanes=8)
 TIGHT = PAPER | dict(
-    preset="tight", lipschitz=100.0, batch=16, eval_every=200, activation="maxmin", lr=0.3,
+    preset="tight", lipschitz=100.0, batch=16, eval_every=200, activation="maxmin", lr=0.1,
     residual="concat", blocks=2, attention_blocks=1, heads=8, value_ratio=2, mlp_ratio=8,
     position_bias=1, bias=1, per_head=1, attention_factor=1.0, share_embed=500.0, share_head=20.0,
-    cap_qk=0.1, cap_v=1.0, cap_o=1.0, cap_in=3.0, cap_out=2.0, cap_head=6.0)
+    cap_qk=0.1, cap_v=1.0, cap_o=1.0, cap_in=2.5, cap_out=1.5, cap_head=6.0)
 LATER = {"residual": "convex", "share-growth": "0", "value-ratio": "1", "attention-blocks": "0",
          "position-only": "0"}                          # what older files do not say
 SCALED = "cap_head", "cap_qk", "cap_in", "cap_out"      # by a budget; the first alone with concat
@@ -507,8 +507,9 @@ def new_settings(o):
     given = {name: o.cap for name in CAPS if o.cap is not None}
     given |= {name: getattr(o, name) for name in PAPER if getattr(o, name) is not None}
     vars(c).update(given)
-    if c.preset == "tight" and 0 < c.lipschitz <= 30:
-        vars(c).update(dict(position_only=1, cap_in=1.5 if c.lipschitz >= 4 else 1.0, cap_out=1.0), **given)
+    if c.preset == "tight" and 0 < c.lipschitz < 10:
+        small = dict(position_only=1, cap_in=1.5 if c.lipschitz >= 4 else 1.0, cap_out=1.0, lr=0.3)
+        vars(c).update(small | given)
     loose = c.constraint in ("hammer", "decay")
     if o.lipschitz is None and (set(CAPS) & set(given) or loose):
         c.lipschitz = 0.0
