@@ -56,9 +56,9 @@ def strengths(task, method):
 
 def options_of(method, strength):
     optimizer, constraint = method.split("-", 1)
-    if constraint == "weight-decay":
-        return ["--optimizer", optimizer, "--cap", "0", "--weight-decay", strength]
-    return ["--optimizer", optimizer, "--constraint", constraint, "--cap", strength]
+    free = ["--cap", "0", "--weight-decay", strength]
+    return ["--optimizer", optimizer] + (free if constraint == "weight-decay" else
+                                         ["--constraint", constraint, "--cap", strength])
 
 
 def read_rows():
@@ -224,8 +224,9 @@ def plot():
         figure.tight_layout()
         figure.savefig(os.path.join(ROOT, "dev", name), dpi=110)
 
-    figure, grid = plt.subplots(2, 2, figsize=(11, 8.5))
-    for axes, task in zip(grid, ("cifar", "shakespeare")):
+    tasks = [task for task in ("cifar", "shakespeare") if any(row["task"] == task for row in rows)]
+    figure, grid = plt.subplots(len(tasks), 2, figsize=(11, 4.3 * len(tasks)), squeeze=False)
+    for axes, task in zip(grid, tasks):
         for method in METHODS:
             points = sorted(chosen(task, method, rows), key=lambda row: log10_of(row["certificate"]))
             for ax, column, scale in zip(axes, ("accuracy", "loss"), (100, 1)):
@@ -237,16 +238,15 @@ def plot():
             ax.set(xlabel="log10 of the sound bound" + ("; faint: of the paper's formula" if task != "cifar" else ""),
                    ylabel=label, title="CIFAR-10, perceptron" if task == "cifar" else "Shakespeare, transformer")
             ax.grid(alpha=0.3)
-            if ax.get_legend_handles_labels()[1]:
-                ax.legend(fontsize=8)
+            ax.legend(fontsize=8)
     save(figure, "tradeoff.png")
 
     figure, ax = plt.subplots(figsize=(7, 4.5))
     for row in (row for row in rows if row["task"] == "cifar-attack"):
-        name = f"{row['method']} {row['strength']}, bound {float(row['certificate']):.3g}"
         for column, line in (("attacked", "-"), ("certified", ":")):
             ax.plot((0,) + RADII, [100 * float(x) for x in [row["accuracy"]] + row[column].split()],
-                    color=style[row["method"]]["color"], linestyle=line, marker="o", label=f"{name}: {column}")
+                    color=style[row["method"]]["color"], linestyle=line, marker="o",
+                    label=f"{row['method']} {row['strength']}, bound {float(row['certificate']):.3g}: {column}")
     ax.set(xlabel="l2 radius", ylabel="accuracy on 1,000 held-out images, %")
     ax.grid(alpha=0.3)
     ax.legend()
@@ -255,13 +255,18 @@ def plot():
     figure, ax = plt.subplots(figsize=(7, 4.5))
     for method in (method for method in METHODS if method != "adamw-weight-decay"):  # that has no cap
         middle = strengths("cifar", method)[0]
-        for row in [row for row in chosen("cifar", method, rows) if row["norms"] and row["strength"] == middle][:1]:
-            cap = 1 / float(middle) if method == "muon-weight-decay" else float(middle)
-            ax.plot(range(1, 21), [float(norm) / cap for norm in row["norms"].split()], **style[method], label=method)
+        cap = 1 / float(middle) if method == "muon-weight-decay" else float(middle)
+        for row in [row for task in ("cifar", "cifar-rates") for row in rows if row["norms"] and
+                    [row[name] for name in KEY[:3]] == [task, method, middle]][:1]:
+            norms = [float(norm) / cap for norm in row["norms"].split()]
+            ax.semilogy([(epoch + 1) / len(norms) for epoch in range(len(norms))], norms, **style[method],
+                        label=f"{method}, {len(norms)} epochs")
     ax.axhline(1, color="gray", linewidth=0.8)
-    ax.set(xlabel="epoch", ylabel="norm / cap of the last hidden matrix", xticks=range(0, 21, 5))
+    ax.set(xlabel="part of the training", ylabel="norm / cap of the last hidden matrix")
+    ax.set_yticks((0.5, 0.7, 1, 1.5, 2, 3), (0.5, 0.7, 1, 1.5, 2, 3))
+    ax.minorticks_off()
     ax.grid(alpha=0.3)
-    ax.legend()
+    ax.legend(fontsize=8, loc="lower right")
     save(figure, "tradeoff-norms.png")
 
 
@@ -280,15 +285,15 @@ def main():
     if set(arguments.methods) - set(METHODS):
         parser.error(f"methods are {', '.join(METHODS)}")
     if arguments.list:
-        rows = read_rows()
         for task in [arguments.task] if arguments.task else ["cifar", "shakespeare"]:
             for method in arguments.methods or METHODS:
-                points, missing = state_of(task, method, rows, arguments.seed)
+                points, missing = state_of(task, method, read_rows(), arguments.seed)
                 print(task, method, "its rate" if points < 0 else f"{points} points", "missing:",
                       *(" ".join((key[0], key[2], "at", key[3])) + "," for key in missing))
-        return None
+        return
     if arguments.plot:
-        return plot()
+        plot()
+        return
     os.makedirs(OUT, exist_ok=True)
     busy, lock = set(), threading.Lock()
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
