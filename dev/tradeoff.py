@@ -14,9 +14,8 @@ with the best accuracy on the grid, whose neighbours are both worse. That rate s
 come first; then the method with the fewest points, whose strengths are ordered so that few are spread widely.
 
 Runs are resumable row by row: what stands in the table is not run again; a run that was cut off begins anew.
---jobs N runs N at a time, each with one thread if OMP_NUM_THREADS says so. --seed N adds rows of another seed.
---cifar FOLDER and --text FILE take data from elsewhere; --note TEXT goes into the rows of CIFAR-10 (say so if the
-images are recompressed). What the rows say stands in dev/tradeoff.md.
+--jobs N runs N at a time; set OMP_NUM_THREADS, too. --seed N adds rows of another seed. --cifar FOLDER and --text
+FILE take data from elsewhere; --note TEXT goes into CIFAR-10's rows (say so if the images are recompressed).
 """
 import argparse
 import concurrent.futures
@@ -108,13 +107,12 @@ def next_run(arguments, busy):
     rows, candidates = read_rows(), []
     if arguments.task == "attack":
         return next((key for key in attack_pair(rows) if key not in busy), None)
-    for task in [arguments.task] if arguments.task else ["cifar", "shakespeare"]:
+    for task in [arguments.task] if arguments.task in CAPS else CAPS:
         for method in arguments.methods or METHODS:
             points, missing = state_of(task, method, rows, arguments.seed)
             running = [key for key in busy if key[:2] in ((task, method), (task + "-rates", method))]
-            waits = any(key[0].endswith("-rates") for key in running)
             missing = [key for key in missing if key not in busy]
-            if missing and not waits:
+            if missing and not any(key[0].endswith("-rates") for key in running):  # else its rate is awaited
                 candidates.append((points + len(running), missing[0]))
         if candidates:
             return min(candidates, key=lambda pair: pair[0])[1]
@@ -144,10 +142,10 @@ def run(key, arguments):
     trial, model = task.endswith("-rates"), os.path.join(OUT, "-".join(key) + ".safetensors")
     row = dict(zip(KEY, key))
     if task.startswith("cifar"):
+        row["note"] = arguments.note
         command = ["build/mlp", "train", "--preset", "paper", "--epochs", "5" if trial else "20",
                    "--holdout", "1000" if task == "cifar-attack" else "5000"]
         where = ["--data", arguments.cifar, "--out", model]
-        row["note"] = arguments.note
     else:
         text, log = arguments.text, os.path.join(OUT, "-".join(key) + ".tsv")
         if trial:  # the training split alone, of which the last tenth is held out in turn
@@ -220,11 +218,14 @@ def plot():
                           marker="o" if method.startswith("muon") else "s",
                           linestyle="-" if method.startswith("muon") else "--") for method in METHODS}
 
-    def save(figure, name):
+    def finish(figure, name):
+        for ax in figure.axes:
+            ax.grid(alpha=0.3)
+            ax.legend(fontsize=8)
         figure.tight_layout()
         figure.savefig(os.path.join(ROOT, "dev", name), dpi=110)
 
-    tasks = [task for task in ("cifar", "shakespeare") if any(row["task"] == task for row in rows)]
+    tasks = [task for task in CAPS if any(row["task"] == task for row in rows)]
     figure, grid = plt.subplots(len(tasks), 2, figsize=(11, 4.3 * len(tasks)), squeeze=False)
     for axes, task in zip(grid, tasks):
         for method in METHODS:
@@ -237,9 +238,7 @@ def plot():
         for ax, label in zip(axes, ("validation accuracy, %", "validation loss, nats")):
             ax.set(xlabel="log10 of the sound bound" + ("; faint: of the paper's formula" if task != "cifar" else ""),
                    ylabel=label, title="CIFAR-10, perceptron" if task == "cifar" else "Shakespeare, transformer")
-            ax.grid(alpha=0.3)
-            ax.legend(fontsize=8)
-    save(figure, "tradeoff.png")
+    finish(figure, "tradeoff.png")
 
     figure, ax = plt.subplots(figsize=(7, 4.5))
     for row in (row for row in rows if row["task"] == "cifar-attack"):
@@ -248,11 +247,9 @@ def plot():
                     color=style[row["method"]]["color"], linestyle=line, marker="o",
                     label=f"{row['method']} {row['strength']}, bound {float(row['certificate']):.3g}: {column}")
     ax.set(xlabel="l2 radius", ylabel="accuracy on 1,000 held-out images, %")
-    ax.grid(alpha=0.3)
-    ax.legend()
-    save(figure, "tradeoff-attack.png")
+    finish(figure, "tradeoff-attack.png")
 
-    figure, ax = plt.subplots(figsize=(7, 4.5))
+    figure, ax = plt.subplots(figsize=(8, 5))
     for method in (method for method in METHODS if method != "adamw-weight-decay"):  # that has no cap
         middle = strengths("cifar", method)[0]
         cap = 1 / float(middle) if method == "muon-weight-decay" else float(middle)
@@ -262,12 +259,11 @@ def plot():
             ax.semilogy([(epoch + 1) / len(norms) for epoch in range(len(norms))], norms, **style[method],
                         label=f"{method}, {len(norms)} epochs")
     ax.axhline(1, color="gray", linewidth=0.8)
+    ax.set_xlim(0, 1.5)  # room for the legend
     ax.set(xlabel="part of the training", ylabel="norm / cap of the last hidden matrix")
     ax.set_yticks((0.5, 0.7, 1, 1.5, 2, 3), (0.5, 0.7, 1, 1.5, 2, 3))
     ax.minorticks_off()
-    ax.grid(alpha=0.3)
-    ax.legend(fontsize=8, loc="lower right")
-    save(figure, "tradeoff-norms.png")
+    finish(figure, "tradeoff-norms.png")
 
 
 def main():
@@ -285,20 +281,19 @@ def main():
     if set(arguments.methods) - set(METHODS):
         parser.error(f"methods are {', '.join(METHODS)}")
     if arguments.list:
-        for task in [arguments.task] if arguments.task else ["cifar", "shakespeare"]:
+        for task in [arguments.task] if arguments.task in CAPS else CAPS:
             for method in arguments.methods or METHODS:
                 points, missing = state_of(task, method, read_rows(), arguments.seed)
                 print(task, method, "its rate" if points < 0 else f"{points} points", "missing:",
                       *(" ".join((key[0], key[2], "at", key[3])) + "," for key in missing))
-        return
-    if arguments.plot:
+    elif arguments.plot:
         plot()
-        return
-    os.makedirs(OUT, exist_ok=True)
-    busy, lock = set(), threading.Lock()
-    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
-        for worker in [pool.submit(work, arguments, busy, lock) for _ in range(arguments.jobs)]:
-            worker.result()
+    else:
+        os.makedirs(OUT, exist_ok=True)
+        busy, lock = set(), threading.Lock()
+        with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+            for worker in [pool.submit(work, arguments, busy, lock) for _ in range(arguments.jobs)]:
+                worker.result()
 
 
 if __name__ == "__main__":
