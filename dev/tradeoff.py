@@ -259,8 +259,7 @@ def plot():
             ax.semilogy([(epoch + 1) / len(norms) for epoch in range(len(norms))], norms, **style[method],
                         label=f"{method}, {len(norms)} epochs")
     ax.axhline(1, color="gray", linewidth=0.8)
-    ax.set_xlim(0, 1.5)  # room for the legend
-    ax.set(xlabel="part of the training", ylabel="norm / cap of the last hidden matrix")
+    ax.set(xlabel="part of the training", xlim=(0, 1.5), ylabel="norm / cap of the last hidden matrix")
     ax.set_yticks((0.5, 0.7, 1, 1.5, 2, 3), (0.5, 0.7, 1, 1.5, 2, 3))
     ax.minorticks_off()
     finish(figure, "tradeoff-norms.png")
