@@ -2072,8 +2072,8 @@ static const Option options[] = {
     TEXT("out", out, 1, TRAIN | AGAIN, "checkpoint to write"),
     TEXT("log", log, 1, TRAIN | AGAIN, "table of reports to write"),
     TEXT("resume", resume, 1, TRAIN | AGAIN, "checkpoint to go on from, with its settings"),
-    WORD("preset", preset, "tight (ours: best at a sound bound; below --lipschitz 10 without q and k) "
-         "or paper (to the letter)"),
+    WORD("preset", preset, "tight (ours: best at a sound bound; below --lipschitz 10 without q and "
+         "k) or paper (to the letter)"),
     NUM("lipschitz", lipschitz, 0, 1e300, KEPT, "K never exceeds it: caps are scaled; 0 = none"),
     INT("steps", steps, 1, 1e9, KEPT | AGAIN, "optimizer steps"),
     INT("batch", batch, 1, 1 << 20, KEPT, "windows of a step"),

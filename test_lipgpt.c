@@ -192,7 +192,7 @@ enum { BIASED = PAPER + 1, SUM, CONCATENATED, POSITIONAL, VARIANTS };
 // small: a preset made small, without its budget.
 static Config small(Preset preset, int d, int H, int L, int V) {
     Config c = preset_config(preset);
-    if (preset == TIGHT) { // its network, but for the residual, which CONCATENATED and POSITIONAL have
+    if (preset == TIGHT) { // but for the residual, which CONCATENATED and POSITIONAL have
         c.residual = CONVEX, c.alpha = 0.5, c.attention_blocks = 0, c.value_ratio = 1;
         c.cap_v = 0.9, c.cap_in = c.cap_out = 2.1;
     }
@@ -2538,14 +2538,15 @@ static void test_budgets(void) {
     gives(2, "--cap-in is given, too", SHORT "--residual convex --cap-in 1.5");
     gives(2, "--cap-head is given, too", SHORT "--residual concat --cap-in 1.5 --cap-head 2");
     gives(2, "--cap is given, too", SHORT "--cap 1.5");
-    for (size_t i = 0; i < LENGTH(forms); i++) { // what tight takes for a small K; what is given wins
+    for (size_t i = 0; i < LENGTH(forms); i++) { // tight's choice for a small K; what is given wins
         gives(0, "k.st", SHORT "--steps 1 %s", forms[i].given);
         holds("k.st", "residual", forms[i].residual), holds("k.st", "cap-v", forms[i].cap_v);
         holds("k.st", "position-only", forms[i].position_only);
     }
     gives(0, "k.st", "train --data text --width 16 --heads 2 --blocks 2 --context 8 --batch 4 "
           "--lipschitz 10 --residual concat --cap-in 1.5 --value-ratio 2 --attention-blocks 1 "
-          "--position-only 1 --steps 60 --eval-every 3 --tokens 9 --out k.st --log k.log");
+          "--position-only 1 --steps 60 --eval-every 3 --tokens 9 --out k.st --log k.log "
+          "--cap-out 1 --lr 0.3");
     at_most(column("k.log", "certificate\t", 3, 60), 10, "K, logged");
     at_most(column("k.log", "largest_norm_over_cap", 3, 60), 1.005, "norm / cap");
     expect(!strstr(output, "note\t") && printed("certificate") > 5);
@@ -2977,7 +2978,7 @@ static void test_old_checkpoint(const char *here) {
             holds("new.st", o->name, o->words ? o->words[0] : o->low > 0 ? "1" : "0");
     gives(0, "certificate\t", "train --data two --residual convex --width 4 --heads 2 --blocks 1 "
           "--context 2 --batch 2 --mlp-ratio 1 --tokens 5 --steps 4 --eval-every 2 --out fresh.st "
-          "--alpha 0.5 --attention-blocks 0 --value-ratio 1 --cap-qk 0.077081454639699384 "
+          "--lr 0.3 --alpha 0.5 --attention-blocks 0 --value-ratio 1 --cap-qk 0.077081454639699384 "
           "--cap-v 0.9 --cap-in 1.6187105474336869 --cap-out 1.6187105474336869 "
           "--cap-head 4.6248872783819621");
     near(resumed, printed("certificate"), 1e-4, "K of an old run that goes on");
