@@ -191,7 +191,7 @@ def plot():
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(figsize=(7, 4.5))
+    figure, axes = plt.subplots(figsize=(9, 4.5))
     for family, tokens, style, label in (
             ("tight", SHORT, "C0o", "tight, 8M tokens"), ("tight", LONG, "C0D", "tight, 33M tokens"),
             ("convex", SHORT, "C1o", "convex residuals, 8M"), ("convex", LONG, "C1D", "convex, 33M"),
@@ -204,16 +204,20 @@ def plot():
         if rows:
             axes.semilogx([10 ** min(x, EDGE) for x, y in rows], [y for x, y in rows], style,
                           label=label, clip_on=False)
-        for x, y in [row for row in rows if row[0] > EDGE][:1]:  # what would be miles away: at the edge
-            axes.annotate(f"$10^{{{x:.0f}}}\\to$", (10 ** EDGE, y), (-8, -4), ha="right",
-                          textcoords="offset points", fontsize=9)
+        beyond = [row for row in rows if row[0] > EDGE]  # miles away: at the edge
+        if beyond and family != "convex":
+            axes.annotate(f"$10^{{{beyond[0][0]:.0f}}}\\to$", (10 ** EDGE, max(y for _, y in beyond)), (-8, 2),
+                          ha="right", textcoords="offset points", fontsize=9)
     axes.axhline(COUNTING, color="gray", linestyle="--", label="counting 6-grams (dev/ngram.py)")
     axes.axhline(NANOGPT, color="gray", linestyle=":", label="nanoGPT, 10.7M parameters, no bound")
     axes.set_xlim(0.7, 10 ** EDGE)
+    axes.set_yscale("log")
+    axes.set_yticks((1.4, 1.6, 1.8, 2, 2.5, 3, 4), ("1.4", "1.6", "1.8", "2", "2.5", "3", "4"))
+    axes.minorticks_off()
     axes.set_xlabel("sound Lipschitz bound K, embeddings to logits")
     axes.set_ylabel("loss on the full validation split")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     figure.tight_layout()
     figure.savefig(os.path.join(ROOT, "dev", "frontier.png"), dpi=120)
 
