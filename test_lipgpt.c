@@ -2521,6 +2521,13 @@ static void test_budgets(void) {
         {"--residual concat", "concat", "1", "1"}, {"--cap-v 0.75", "concat", "1", "0.75"},
         {"--residual convex", "convex", "1", "1"},
         {"--preset paper", "convex", "0", "1.2"}};
+    static const char *const budgets[][3] = { // --lipschitz; tight's --cap-in, --position-only
+        {"2", "1", "1"}, {"4", "1.5", "1"}, {"10", "2.5", "0"}};
+    for (size_t i = 0; i < LENGTH(budgets); i++) {
+        gives(0, "k.st", "train --data text " SHAPE "--lipschitz %s --steps 1 --tokens 9 "
+              "--out k.st --log k.log", budgets[i][0]);
+        holds("k.st", "cap-in", budgets[i][1]), holds("k.st", "position-only", budgets[i][2]);
+    }
     for (int i = 0; i < 18; i++) {
         const char *preset = preset_words[i < 2 ? i : (i - 2) / 8];
         int every = i < 2 ? 3 : 2, last = i < 2 ? 60 : 20;
@@ -2834,8 +2841,9 @@ static void test_windows(void) {
     static const struct { size_t count; int full, slice; } splits[] = {
         {2, 1, 1},   {4, 1, 1},         {5, 1, 1},         {6, 2, 2},         {9, 2, 5},
         {10, 3, 6}, {1283, 321, 1279}, {1284, 321, 1280}, {1285, 321, 1280}, {1286, 322, 1280}};
+    uint16_t tokens[1286] = {0};
     for (size_t i = 0; i < LENGTH(splits); i++) {
-        Span split = {NULL, splits[i].count};
+        Span split = {tokens, splits[i].count};
         size_t targets = 0;
         for (int w = 0; w < splits[i].full; w++)
             targets += window_of(split, FULL_SPLIT, 4, w).count;
