@@ -46,6 +46,7 @@
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <glob.h>
 #include <limits.h>
 #include <math.h>
 #include <signal.h>
@@ -57,6 +58,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -819,14 +821,14 @@ static int draw(float *logits, int V, double temperature, Rng *rng) {
 // x = [x, factor Attention(x)] W_o^T, and the MLP alike. All but the last line is called the trunk.
 
 enum { PATH_SIZE = 1024 };
-typedef enum { TIGHT, PAPER } Preset;
+typedef enum { TIGHT, PAPER, PAPER_145M } Preset;
 typedef enum { CONVEX, PLAIN, CONCAT } Residual; // plain: keep = alpha = 1
 typedef enum { MUON, ADAMW } Optimizer;                                         // section 6
 typedef enum { SOFT, HARD, NORMALIZE, STIEFEL, HAMMER, DECAY } Constraint;      // section 7
 
 typedef struct { // every setting of the program; section 10 gives names, defaults and ranges
     char data[PATH_SIZE], out[PATH_SIZE], log[PATH_SIZE], resume[PATH_SIZE], model[PATH_SIZE];
-    char prompt[PATH_SIZE];
+    char prompt[PATH_SIZE], val_data[PATH_SIZE], vocabulary_file[PATH_SIZE];
     Preset preset;
     int width, heads, blocks, context, mlp_ratio, vocabulary; // the network
     Activation activation;
@@ -846,7 +848,10 @@ typedef struct { // every setting of the program; section 10 gives names, defaul
 } Config;
 
 // preset_config: the paper's network and training to the letter, or ours (dev/frontier.md says what
-// each choice buys).
+// each choice buys), or the paper's of 145M parameters for internet text. Of that one: caps of 1 by
+// normalizing and a "final logit scale" of 8, which is a cap and a step of W_head 8 times as large.
+// Ours there: six steps of Newton-Schulz that never pass 1, softmax scale, shares and learning rate
+// as in the small one, two lanes, and how often and on how much it reports.
 static Config preset_config(Preset preset) {
     Config c = {.preset = preset, .data = "data/tinyshakespeare.txt", .log = "out/log.tsv",
                 .out = "out/lipgpt.safetensors", .model = "out/lipgpt.safetensors", .width = 256,
@@ -855,11 +860,16 @@ static Config preset_config(Preset preset) {
                 .mass = 32, .share_bias = 0.1, .cap_embed = 1, .cap_bias = 0.25,
                 .spectral_decay = 0.01, .eval_windows = 512, .sample_every = 500, .tokens = 500,
                 .temperature = 0.8, .windows = 16, .stop = -1};
-    if (preset == PAPER) {
+    if (preset != TIGHT) {
         c.batch = 64, c.eval_every = 100, c.lr = 0.5;
         c.activation = GELU, c.attention_factor = 1.0 / 3; // and alpha 0: 1/(2L)
         c.share_embed = 1, c.share_head = 1;
         c.cap_qk = c.cap_v = c.cap_o = c.cap_in = c.cap_out = c.cap_head = 1.2;
+        if (preset == PAPER) return c;
+        c.width = 768, c.heads = 6, c.blocks = 12, c.context = 1024, c.vocabulary = 50304;
+        c.batch = 512, c.lanes = 2, c.steps = 1335; // 0.7B tokens
+        c.eval_windows = 64, c.constraint = NORMALIZE, c.share_head = 8;
+        c.cap_qk = c.cap_v = c.cap_o = c.cap_in = c.cap_out = 1, c.cap_head = 8;
     } else {
         c.batch = 16, c.eval_every = 200, c.lr = 0.1, c.lipschitz = 100;
         c.activation = MAXMIN, c.attention_factor = 1;
@@ -1239,10 +1249,10 @@ static void sum_lanes(float *lanes, int count, size_t size) {
                 lanes[i] += lanes[(size_t)lane * size + i];
 }
 
-// batch_gradient: mean loss over the windows of tokens that begin at starts (batch); the first lane
-// gets its gradient.     lanes (lanes_of(c), m->size); spaces, one for every thread
-static double batch_gradient(const Model *m, Workspace *spaces, const uint16_t *tokens,
-                             const size_t *starts, float *lanes) {
+// batch_gradient: mean loss over windows (batch) of T + 1 tokens; the first lane gets its gradient.
+//   lanes (lanes_of(c), m->size); spaces, one for every thread
+static double batch_gradient(const Model *m, Workspace *spaces, const uint16_t *const *windows,
+                             float *lanes) {
     const Config *c = &m->config;
     int count = lanes_of(c);
     double *losses = doubles((size_t)count), loss = 0, n = (double)c->batch * c->context;
@@ -1250,11 +1260,9 @@ static double batch_gradient(const Model *m, Workspace *spaces, const uint16_t *
     for (int lane = 0; lane < count; lane++) {
         float *g = memset(lanes + (size_t)lane * m->size, 0, m->size * sizeof(float));
         int correct = 0;
-        for (int i = lane; i < c->batch; i += count) {
-            const uint16_t *window = tokens + starts[i];
-            losses[lane] += sequence_loss(m, &spaces[omp_get_thread_num()], window, window + 1,
-                                          c->context, g, n, &correct);
-        }
+        for (int i = lane; i < c->batch; i += count)
+            losses[lane] += sequence_loss(m, &spaces[omp_get_thread_num()], windows[i],
+                                          windows[i] + 1, c->context, g, n, &correct);
     }
     sum_lanes(lanes, count, m->size);
     for (int lane = 0; lane < count; lane++) loss += losses[lane];
@@ -1573,14 +1581,25 @@ static void check_finite(const Model *m, const float *numbers, const char *what,
                     "step %d: the %s of %s is not finite", step, what, t->name);
 }
 
-// train_step: draw windows of a text, gradient, update; returns the mean loss. Steps count from 0,
+// draw_window: where a window of T + 1 tokens begins, all equally likely, in one of `count` texts,
+// each longer than T: none crosses two.
+static const uint16_t *draw_window(const Span *texts, int count, int T, Rng *rng) {
+    size_t all = 0;
+    for (int i = 0; i < count; i++) all += texts[i].count - (size_t)T;
+    size_t start = rng_below(rng, all);
+    for (; start >= texts->count - (size_t)T; texts++) start -= texts->count - (size_t)T;
+    return texts->tokens + start;
+}
+
+// train_step: draw windows of texts, gradient, update; returns the mean loss. Steps count from 0,
 // and the learning rate falls linearly towards 0 (paper).
-static double train_step(Model *m, Workspace *spaces, Span text, Rng *rng, int step, float *lanes) {
+static double train_step(Model *m, Workspace *spaces, const Span *texts, int count, Rng *rng,
+                         int step, float *lanes) {
     const Config *c = &m->config;
-    size_t *starts = allocate((size_t)c->batch, sizeof *starts);
-    for (int i = 0; i < c->batch; i++) starts[i] = rng_below(rng, text.count - (size_t)c->context);
-    double loss = batch_gradient(m, spaces, text.tokens, starts, lanes);
-    free(starts);
+    const uint16_t **windows = allocate((size_t)c->batch, sizeof *windows);
+    for (int i = 0; i < c->batch; i++) windows[i] = draw_window(texts, count, c->context, rng);
+    double loss = batch_gradient(m, spaces, windows, lanes);
+    free(windows);
     check_finite(m, lanes, "gradient", step + 1);
     optimizer_step(m, lanes, c->lr * (1 - (double)step / c->steps));
     check_finite(m, m->weights, "weight", step + 1);
@@ -1920,17 +1939,19 @@ static double certified_share(const Model *m, Workspace *spaces, Span split, int
 
 // ---------------------------------------------------------------------------------------------
 // 9. Text: any file is a sequence of bytes, and its vocabulary the sorted set of its distinct bytes
-// (65 for tinyshakespeare). A shard of uint16 tokens, as llm.c and modded-nanogpt write them, loads
-// as it is. The first 90 % train, the rest validates.
+// (65 for tinyshakespeare). Shards of uint16 tokens, as llm.c and modded-nanogpt write them, stay
+// in their files. The first 90 %, of several files all but a tenth of the last, train; the rest, or
+// --val-data, validates.
 
 typedef struct {
-    uint16_t *tokens;
-    size_t count;                // all of them
-    Span train, validation;
+    Span *train;                 // `files` of them, then the whole of --val-data, if it was given
+    int files;
+    Span validation;
+    size_t count;                // of all tokens
     int vocabulary;
     unsigned char symbols[256];  // id -> byte, for text
     bool is_text;
-    uint64_t fingerprint;        // FNV-1a of the file
+    uint64_t fingerprint;        // FNV-1a of the files, one after the other
 } Data;
 
 // read_file: all bytes of a file, or death with this hint.
@@ -1976,55 +1997,107 @@ static void refuse_foreign(const char *path, const char *bytes, size_t size) {
     if (name) die("give text, or a shard of uint16 tokens", "%s is %s, not text", path, name);
 }
 
-// load_data: a text or a shard, for a new model or for a trained one, whose vocabulary is `known`.
 #define SHARD_MAGIC 20240520
-static Data load_data(const char *path, int context, const Data *known) {
-    enum { HEADER = 1024 }; // bytes; it begins with magic, version, number of tokens
-    int32_t header[3] = {0};
-    bool seen[256] = {0};
-    size_t size;
-    unsigned char *bytes = read_file(path, &size, "run prepare_data.py, or give --data FILE");
-    refuse_foreign(path, (char *)bytes, size);
-    if (size >= sizeof header) memcpy(header, bytes, sizeof header);
-    Data data = {.fingerprint = 0xcbf29ce484222325u, .is_text = header[0] != SHARD_MAGIC};
-    if (known && known->is_text != data.is_text)
-        die("give the kind of file that the model was trained on", "%s is %s", path,
-            data.is_text ? "text, not a token shard" : "a token shard, not text");
-    data.count = data.is_text ? size : (size_t)header[2];
-    if (!data.is_text && (header[1] != 1 || header[2] < 0 || size != HEADER + 2 * data.count))
+enum { HEADER = 1024 }; // bytes of a shard before its tokens: magic, version, how many; zeros
+
+// is_shard: whether a file begins like a shard.
+static bool is_shard(const char *path) {
+    int32_t header[3];
+    FILE *file = fopen(path, "rb");
+    bool read = file && fread(header, sizeof header, 1, file) == 1;
+    if (file) fclose(file);
+    return read && header[0] == SHARD_MAGIC;
+}
+
+// map_shard: the bytes of a shard, which the system fetches when they are read and forgets when it
+// needs the memory. They stay mapped to the end; nobody may write to the file meanwhile.
+static unsigned char *map_shard(const char *path, size_t *size) {
+    struct stat status = {0};
+    int file = open(path, O_RDONLY);
+    bool opened = file >= 0 && fstat(file, &status) == 0;
+    *size = (size_t)status.st_size;
+    int32_t *header = opened ? mmap(NULL, *size, PROT_READ, MAP_PRIVATE, file, 0) : MAP_FAILED;
+    if (header == MAP_FAILED)
+        die("see that it can be read", "cannot map %s: %s", path, strerror(errno));
+    close(file);
+    if (header[1] != 1 || header[2] < 0 || *size != HEADER + 2 * (size_t)header[2])
         die("fetch the shard again", "%s announces version %d and %d tokens but has %zu bytes",
-            path, header[1], header[2], size);
+            path, header[1], header[2], *size);
+    return (unsigned char *)header;
+}
+
+// load_file: the tokens of a text or a shard. The first file makes the vocabulary, unless it is
+// known.
+static Span load_file(const char *path, Data *data) {
+    bool seen[256] = {0}, known = data->vocabulary > 0, is_text = !is_shard(path);
+    size_t size;
+    unsigned char *bytes = is_text
+        ? read_file(path, &size, "run prepare_data.py, or give --data FILE")
+        : map_shard(path, &size);
+    if (is_text) refuse_foreign(path, (char *)bytes, size);
+    if (known && data->is_text != is_text)
+        die("give one kind, the model's; shards to --vocabulary", "%s is %s", path,
+            is_text ? "text, not a token shard" : "a token shard, not text");
+    data->is_text = is_text;
     for (size_t i = 0; i < size; i++) {
-        data.fingerprint = (data.fingerprint ^ bytes[i]) * 0x100000001b3u;
+        data->fingerprint = (data->fingerprint ^ bytes[i]) * 0x100000001b3u;
         seen[bytes[i]] = true;
     }
     for (int b = 0; b < 256; b++)
-        if (seen[b] && data.is_text) data.symbols[data.vocabulary++] = (unsigned char)b;
-    data.tokens = allocate(data.count, sizeof(uint16_t));
-    if (!data.is_text) memcpy(data.tokens, bytes + HEADER, 2 * data.count);
-    for (size_t i = 0; i < data.count; i++) {
-        int id = data.is_text ? id_of(known ? known : &data, bytes[i]) : data.tokens[i];
-        if (id < 0 || (known && id >= known->vocabulary))
+        if (is_text && seen[b] && !known) data->symbols[data->vocabulary++] = (unsigned char)b;
+    size_t count = is_text ? size : (size - HEADER) / 2;
+    uint16_t *tokens = is_text ? allocate(count, sizeof *tokens) : (void *)(bytes + HEADER);
+    for (size_t i = 0; i < count; i++) {
+        int id = is_text ? id_of(data, bytes[i]) : tokens[i];
+        if (id < 0 || (known && id >= data->vocabulary))
             die("give data in the model's vocabulary", "%s %d of %s at %zu is not among its %d",
-                data.is_text ? "byte" : "token", data.is_text ? bytes[i] : id, path, i,
-                known->vocabulary);
-        if (id >= data.vocabulary) data.vocabulary = (id + 128) / 128 * 128; // 50257: 50304
-        data.tokens[i] = (uint16_t)id;
+                is_text ? "byte" : "token", is_text ? bytes[i] : id, path, i, data->vocabulary);
+        if (id >= data->vocabulary) data->vocabulary = (id + 128) / 128 * 128; // 50257: 50304
+        if (is_text) tokens[i] = (uint16_t)id;
     }
-    free(bytes);
-    size_t train = (size_t)(0.9 * (double)data.count);
-    data.train = (Span){data.tokens, train};
-    data.validation = (Span){data.tokens + train, data.count - train};
-    if (data.count < 2 * (size_t)(context + 1) || data.validation.count < 2)
-        die("give a longer text or a smaller --context", "%s has %zu tokens, fewer than two "
-            "windows of context %d + 1 and a validation split need", path, data.count, context);
-    if (data.vocabulary < 2)
-        die("give a text with at least two", "%s has a single distinct byte", path);
-    if (data.is_text && seen[0]) // for instance nanoGPT's tokens, which have no header
+    if (is_text && seen[0]) // for instance nanoGPT's tokens, which have no header
         fprintf(stderr, "%s looks binary, with its NUL bytes; it is taken as text\n", path);
-    if (known) memcpy(data.symbols, known->symbols, sizeof data.symbols);
-    if (known) data.vocabulary = known->vocabulary;
+    if (is_text) free(bytes);
+    data->count += count;
+    return (Span){tokens, count};
+}
+
+// load_data: the files of a pattern, which has a * in it, in order of name, or one file, and one to
+// validate on, for a new model or for a trained one, whose vocabulary is `known`. Either may be "".
+static Data load_data(const char *pattern, const char *validation, int context,
+                      const Data *known) {
+    glob_t found = {0};
+    bool one = !strchr(pattern, '*') || access(pattern, F_OK) == 0 ||
+               glob(pattern, 0, NULL, &found) != 0;
+    Data data = known ? *known : (Data){0};
+    data.fingerprint = 0xcbf29ce484222325u, data.count = 0;
+    data.files = !*pattern ? 0 : one ? 1 : (int)found.gl_pathc;
+    data.train = allocate((size_t)data.files + 1, sizeof(Span));
+    for (int i = 0; i < data.files; i++) {
+        const char *path = one ? pattern : found.gl_pathv[i];
+        Span *span = &data.train[i];
+        *span = load_file(path, &data);
+        size_t train = (size_t)(0.9 * (double)span->count);
+        data.validation = (Span){span->tokens + train, span->count - train};
+        if (span->count < 2 * (size_t)(context + 1) || data.validation.count < 2)
+            die("give a longer text or a smaller --context", "%s has %zu tokens, fewer than two "
+                "windows of context %d + 1 and a validation split need", path, span->count,
+                context);
+        if (i == data.files - 1 && !*validation) span->count = train;
+    }
+    if (*validation) data.validation = data.train[data.files] = load_file(validation, &data);
+    if (data.validation.count < 2)
+        die("give a longer text", "%s has too few tokens to validate on", validation);
+    if (data.vocabulary < 2)
+        die("give a text with at least two", "%s has a single distinct byte", pattern);
+    globfree(&found);
     return data;
+}
+
+static void data_free(Data *data) {
+    for (int i = 0; data->train && data->is_text && i <= data->files; i++)
+        free((uint16_t *)(uintptr_t)data->train[i].tokens);
+    free(data->train);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -2050,7 +2123,7 @@ typedef struct {
     const char *const *words; // of a CHOICE, in the order of its enum, then NULL
 } Option;
 
-static const char *const preset_words[] = {"tight", "paper", NULL};
+static const char *const preset_words[] = {"tight", "paper", "145m", NULL};
 static const char *const activation_words[] = {"gelu", "maxmin", NULL};
 static const char *const residual_words[] = {"convex", "plain", "concat", NULL};
 static const char *const optimizer_words[] = {"muon", "adamw", NULL};
@@ -2067,18 +2140,21 @@ static const char *const constraint_words[] = {"soft",    "hard",   "normalize",
 #define WORD(name, field, help) {name, CHOICE, AT(field), 0, 0, KEPT, help, field##_words}
 static const Option options[] = {
     GROUP("everyday"),
-    TEXT("data", data, 1, KEPT | AGAIN | EVAL | CERTIFY, "text or token shard"),
+    TEXT("data", data, 1, KEPT | AGAIN | EVAL | CERTIFY, "text or token shard, or 'shards_*.bin'"),
+    TEXT("val-data", val_data, 0, KEPT | AGAIN | EVAL | CERTIFY | LATER,
+         "what validates; else the last tenth of --data"),
     TEXT("model", model, 1, EVAL | CERTIFY | SAMPLE, "checkpoint to read"),
     TEXT("out", out, 1, TRAIN | AGAIN, "checkpoint to write"),
     TEXT("log", log, 1, TRAIN | AGAIN, "table of reports to write"),
     TEXT("resume", resume, 1, TRAIN | AGAIN, "checkpoint to go on from, with its settings"),
     WORD("preset", preset, "tight (ours: best at a sound bound; below --lipschitz 10 without q and "
-         "k) or paper (to the letter)"),
+         "k), paper (to the letter) or 145m (its larger one)"),
     NUM("lipschitz", lipschitz, 0, 1e300, KEPT, "K never exceeds it: caps are scaled; 0 = none"),
     INT("steps", steps, 1, 1e9, KEPT | AGAIN, "optimizer steps"),
     INT("batch", batch, 1, 1 << 20, KEPT, "windows of a step"),
     INT("seed", seed, 0, INT_MAX, KEPT | SAMPLE, "of all random draws"),
     TEXT("prompt", prompt, 0, SAMPLE, "text to go on from"),
+    TEXT("vocabulary-file", vocabulary_file, 1, SAMPLE, "what tokens of shards are; see README"),
     INT("tokens", tokens, 0, 1e9, KEPT | SAMPLE, "length of a sample"),
     NUM("temperature", temperature, 0, 1e3, KEPT | SAMPLE, "of its draws; 0 = the likeliest"),
     INT("eval-every", eval_every, 1, 1e9, KEPT, "steps between reports"),
@@ -2086,6 +2162,7 @@ static const Option options[] = {
     INT("sample-every", sample_every, 0, 1e9, KEPT, "steps between samples; 0 = none"),
     INT("windows", windows, 0, 1e9, CERTIFY, "windows of --data to certify"),
     GROUP("network"),
+    INT("vocabulary", vocabulary, 2, 1 << 16, TRAIN, "of shards; else by the first one's ids"),
     INT("width", width, 2, 1 << 16, KEPT, "of the residual stream, d"),
     INT("heads", heads, 1, 1 << 10, KEPT, "of attention, H"),
     INT("blocks", blocks, 1, 1 << 10, KEPT, "each attention and MLP, L"),
@@ -2215,7 +2292,9 @@ static void apply_given(Config *c, const char **value, bool resumed) {
 // may be given beside it.
 static Config new_settings(const char **value) {
     const char *preset = given(value, AT(preset)), *lipschitz = given(value, AT(lipschitz));
-    Config c = preset_config(preset && !strcmp(preset, "paper") ? PAPER : TIGHT);
+    Preset which = TIGHT;
+    while (preset && which < PAPER_145M && strcmp(preset, preset_words[which])) which++;
+    Config c = preset_config(which);
     const char *cap = NULL;
     apply_given(&c, value, false);
     small_budget(&c);
@@ -2313,6 +2392,7 @@ static void check_places(const char *const *paths, int written, int count) {
     for (int i = written; i < count; i++) {
         fclose(open_file(paths[i])), unlink(unfinished);
         unfinished = NULL;
+        if (is_shard(paths[i])) die("give another name", "%s is a token shard", paths[i]);
         for (int j = 0; j < i; j++)
             if (same_file(paths[i], paths[j]))
                 die("give each its own name", "%s and %s are one file", paths[j], paths[i]);
@@ -2628,7 +2708,7 @@ static Model *checkpoint_load(const char *path, bool to_train, Data *vocabulary,
         bool there = find(&f, f.header, f.end, o->name);
         snprintf(least, sizeof least, "%g", o->low);
         if (o->use & LATER && (second || !there))
-            set_option(&c, o, o->words ? o->words[0] : least, source, 1);
+            set_option(&c, o, o->words ? o->words[0] : o->type == STRING ? "" : least, source, 1);
         else if (o->use & SAVED || (o->use & FORMER && there))
             set_option(&c, o, metadata_of(&f, o->name, older, NULL), source, 1);
     }
@@ -2680,22 +2760,30 @@ static Run run_create(Model *m, Data data, Progress progress) {
 static int run_free(Run *r, int status) {
     workspaces_free(r->spaces, &r->m->config, omp_get_max_threads());
     model_free(r->m);
-    free(r->data.tokens), free(r->certificate.layers), free(r->seen), free(r->lanes);
+    data_free(&r->data), free(r->certificate.layers), free(r->seen), free(r->lanes);
     return status;
 }
 
+static void print_score(const char *name, Score s) {
+    printf("%s_loss\t%.9g\n%s_accuracy\t%.4f\n", name, s.loss, name, s.accuracy);
+    printf("%s_correct\t%d\n%s_positions\t%d\n", name, s.correct, name, s.positions);
+}
+
 // print_results: bounds and, with data, loss and accuracy, as name<TAB>value; after a signal, none.
+// Of shards, a run validates no more at its end than in a report.
 static void print_results(const Run *r, bool with_data) {
     double sound = r->certificate.log10_sound, paper = r->certificate.log10_paper;
     if (with_data) {
-        Score slice = evaluate(r->m, r->spaces, r->data.validation, PAPER_SLICE, 0, r->seen);
-        Score full = evaluate(r->m, r->spaces, r->data.validation, FULL_SPLIT, 0, r->seen);
+        bool sliced = r->data.is_text; // the slice belongs to Shakespeare, and costs 1280 windows
+        int part = sliced ? 0 : r->part;
+        Score slice = {0}, score;
+        if (sliced)
+            slice = evaluate(r->m, r->spaces, r->data.validation, PAPER_SLICE, 0, r->seen);
+        score = evaluate(r->m, r->spaces, r->data.validation, FULL_SPLIT, part, r->seen);
         if (interrupted) return;
-        printf("full_loss\t%.9g\nfull_accuracy\t%.4f\n", full.loss, full.accuracy);
-        printf("full_correct\t%d\nfull_positions\t%d\n", full.correct, full.positions);
-        printf("slice_loss\t%.9g\nslice_accuracy\t%.4f\n", slice.loss, slice.accuracy);
-        printf("slice_correct\t%d\nslice_positions\t%d\n", slice.correct, slice.positions);
-        printf("largest_activation\t%.4g\n", full.largest);
+        print_score(part ? "part" : "full", score);
+        if (sliced) print_score("slice", slice);
+        printf("largest_activation\t%.4g\n", score.largest);
     }
     printf("certificate\t%s\ncertificate_log10\t%.9f\n", show_bound(sound, 9),
            rounded_up(sound, 1e9));
@@ -2705,11 +2793,30 @@ static void print_results(const Run *r, bool with_data) {
         printf("note\tnot constrained: this is a measurement of these weights, not a guarantee\n");
 }
 
+// write_token: a symbol of a text; of shards what the token's line says, a JSON string whose
+// characters, 0 to 255, are bytes; or its number, if there is no such line.
+static void write_token(FILE *file, const Data *data, const char *lines, int token) {
+    char text[PATH_SIZE];
+    for (int i = 0; lines && i < token; i++)
+        if ((lines = strchr(lines, '\n'))) lines++;
+    if (data->is_text) fputc(data->symbols[token], file);
+    else if (!read_string(lines, text, sizeof text)) fprintf(file, "%d ", token);
+    else
+        for (const char *p = text; *p; p++) { // UTF-8 of one byte, or of two
+            bool two = (*p & 0xfe) == 0xc2 && p[1];
+            fputc(two ? (*p & 3) << 6 | (p[1] & 0x3f) : *p, file);
+            p += two;
+        }
+}
+
 // write_sample: prompt and continuation. The context slides and nothing is cached. Without a prompt
 // a new line begins, or in a model without new lines the first symbol.
 static void write_sample(FILE *file, const Run *r, const Config *settings) {
     const Config *c = &r->m->config;
     const char *prompt = settings->prompt;
+    size_t size;
+    const char *path = settings->vocabulary_file, *hint = "see --vocab of prepare_data.py";
+    char *lines = *path ? (char *)read_file(path, &size, hint) : NULL; // and a 0 behind it
     int T = 0, given = (int)strlen(prompt), length = given > 0 ? given : 1;
     uint16_t *window = allocate((size_t)c->context, sizeof *window);
     Rng rng = {(uint64_t)settings->seed};
@@ -2726,9 +2833,7 @@ static void write_sample(FILE *file, const Run *r, const Config *settings) {
             head_forward(r->m, r->spaces, T - 1, 1);
             token = draw(r->spaces->logits, c->vocabulary, settings->temperature, &rng);
         }
-        bool shown = n < given || n >= length;
-        if (shown && r->data.is_text) fputc(r->data.symbols[token], file);
-        else if (shown) fprintf(file, "%d ", token);
+        if (n < given || n >= length) write_token(file, &r->data, lines, token);
         if (T == c->context) {
             T--;
             memmove(window, window + 1, (size_t)T * sizeof *window);
@@ -2736,7 +2841,7 @@ static void write_sample(FILE *file, const Run *r, const Config *settings) {
         window[T++] = (uint16_t)token;
     }
     fputc('\n', file);
-    free(window);
+    free(window), free(lines);
 }
 
 // open_log: a new log with its header, or the old one up to the step that is resumed. Its columns
@@ -2806,7 +2911,8 @@ static void report(Run *r, FILE *log) {
 // new_run: a fresh model, of the preset and what was given.
 static Run new_run(const char **value) {
     Config c = new_settings(value);
-    Data data = load_data(c.data, c.context, NULL);
+    Data wanted = {.vocabulary = c.vocabulary}; // of shards
+    Data data = load_data(c.data, c.val_data, c.context, c.vocabulary ? &wanted : NULL);
     c.vocabulary = data.vocabulary;
     if (c.lipschitz > 0) apply_budget(&c);
     config_check(&c, 2);
@@ -2824,7 +2930,7 @@ static Run resumed_run(const char *path, const char **value) {
     Config *c = &m->config;
     snprintf(c->out, sizeof c->out, "%s", path);
     apply_given(c, value, true);
-    Run r = run_create(m, load_data(c->data, c->context, &known), progress);
+    Run r = run_create(m, load_data(c->data, c->val_data, c->context, &known), progress);
     if (r.data.fingerprint != progress.fingerprint)
         die("give the same file with --data", "%s is not the text of the run", c->data);
     int end = c->stop >= 0 && progress.step < c->steps ? c->stop - 1 : c->steps; // done: repeated
@@ -2847,7 +2953,7 @@ static int command_train(const char **value, int command) {
     snprintf(path, sizeof path, "%s.txt", c->out);
     bool same = resumed && same_file(resumed, c->out); // it goes on in its own file
     const char *from = resumed && !same ? resumed : c->data;
-    check_places((const char *const[]){c->data, from, c->out, path, c->log}, 2, 5);
+    check_places((const char *const[]){c->data, c->val_data, from, c->out, path, c->log}, 3, 6);
     if (!same) keep(c->out), keep(path);
     if (!resumed) keep(c->log);
     FILE *log = open_log(&r);
@@ -2864,8 +2970,8 @@ static int command_train(const char **value, int command) {
         if (step == end || interrupted) break;
         if (c->sample_every && step > r.first && step % c->sample_every == 0)
             fputs(fresh_line(), stderr), write_sample(stderr, &r, c);
-        r.progress.train_loss = train_step(r.m, r.spaces, r.data.train, &r.progress.rng, step,
-                                           r.lanes);
+        r.progress.train_loss = train_step(r.m, r.spaces, r.data.train, r.data.files,
+                                           &r.progress.rng, step, r.lanes);
         r.progress.step++;
 #ifdef CHECK_EVERY_STEP
         certify(r.m, &r.certificate);
@@ -2917,9 +3023,12 @@ static int command_use(const char **value, int command) {
     Data data;
     apply_given(&settings, value, false);
     Model *m = checkpoint_load(settings.model, false, &data, &progress);
-    const char *path = given(value, AT(data)) ? settings.data : NULL;
-    if (command == EVAL && !path) path = m->config.data;
-    if (path) data = load_data(path, m->config.context, &data);
+    bool told = given(value, AT(data)) || given(value, AT(val_data));
+    const Config *from = told ? &settings : &m->config;
+    const char *path = *from->val_data ? from->val_data : from->data; // validation is all it takes
+    if (!told && command != EVAL) path = NULL;
+    else if (*from->val_data) data = load_data("", path, m->config.context, &data);
+    else data = load_data(path, "", m->config.context, &data);
     Run r = run_create(m, data, progress);
     if (command == SAMPLE) {
         write_sample(stdout, &r, &settings);

@@ -241,28 +241,34 @@ static double flops_of_optimizer(const Model *m) {
         const Tensor *t = &m->tensors[i];
         if (t->size == 0) continue;
         double rows = t->rows / t->slices, n = min(rows, t->cols), k = max(rows, t->cols);
-        if (is_matrix(t->kind)) // 6 steps: two halves and a product; the cap: 2 x 1.5
-            sum += t->slices * (6 * (3 * n * n * k + n * n * n) + 2 * 3 * n * n * k);
+        if (!is_matrix(t->kind)) continue;
+        double cap = m->config.constraint == SOFT ? 2 * 3 * n * n * k // 2 x 1.5 products
+                     : n * n * k + GRAM_STEPS * n * n * n;            // halves, of spectral_norm
+        // six steps of Newton-Schulz: two halves and a product
+        sum += t->slices * (6 * (3 * n * n * k + n * n * n) + cap);
     }
     return sum;
 }
 
-// steps: the median seconds of whole training steps and of their optimizer.
-static double steps(Run *r, int count, double *optimizer_seconds) {
+// steps: the median seconds of whole training steps and of their optimizer; *cpu is the processors'
+// time of one, which other programs on the machine lengthen less.
+static double steps(Run *r, int count, double *optimizer_seconds, double *cpu) {
     const Config *c = &r->m->config;
     double whole[16], optimizer[16];
-    size_t *starts = allocate((size_t)c->batch, sizeof *starts);
+    const uint16_t **windows = allocate((size_t)c->batch, sizeof *windows);
     for (int i = 0; i <= count; i++) {
         for (int j = 0; j < c->batch; j++)
-            starts[j] = rng_below(&r->progress.rng, r->data.count - (size_t)c->context);
+            windows[j] = draw_window(r->data.train, 1, c->context, &r->progress.rng);
         double start = seconds();
-        batch_gradient(r->m, r->spaces, r->data.tokens, starts, r->lanes);
+        if (i == 1) *cpu = (double)clock();
+        batch_gradient(r->m, r->spaces, windows, r->lanes);
         double middle = seconds();
         optimizer_step(r->m, r->lanes, 0.01);
         if (i) // the first warms up
             whole[i - 1] = seconds() - start, optimizer[i - 1] = seconds() - middle;
     }
-    free(starts);
+    free(windows);
+    *cpu = ((double)clock() - *cpu) / CLOCKS_PER_SEC / count;
     *optimizer_seconds = median(optimizer, count);
     return median(whole, count);
 }
@@ -292,26 +298,29 @@ int main(int argc, char **argv) {
     if (!openblas)
         printf("no OpenBLAS to compare with: install libopenblas0 (Debian) or put libopenblas.so.0 "
                "on the library path\n");
-    products(one);
+    bool only_steps = c.vocabulary > 0; // as it was given, or is in the preset
+    if (!only_steps) products(one);
 
     enum { TOKENS = 20000 };
-    Data data = {.tokens = allocate(TOKENS, sizeof(uint16_t)), .count = TOKENS, .is_text = true};
+    uint16_t *tokens = allocate(TOKENS, sizeof *tokens);
+    Data data = {.train = allocate(2, sizeof(Span)), .files = 1, .count = TOKENS, .is_text = true};
+    data.train[0] = (Span){tokens, TOKENS};
     Rng rng = {1};
     for (int i = 0; i < TOKENS; i++)
-        data.tokens[i] = (uint16_t)rng_below(&rng, 65);
-    c.vocabulary = 65;
+        tokens[i] = (uint16_t)rng_below(&rng, 65);
+    if (!only_steps) c.vocabulary = 65;
     Run r = run_create(model_create(&c), data, (Progress){0});
     model_init(r.m, &rng);
-    layers(&r, one);
-    constraints(svd, svd_of);
+    if (!only_steps) layers(&r, one), constraints(svd, svd_of);
 
-    double optimizer, whole = 0, previous = 0, needed = flops_of_sequences(r.m);
+    double optimizer, cpu, whole = 0, previous = 0, needed = flops_of_sequences(r.m);
     char what[64];
-    for (int t = 1; t <= threads; t = t < threads && 2 * t > threads ? threads : 2 * t) {
+    int t = only_steps ? threads : 1;
+    for (; t <= threads; t = t < threads && 2 * t > threads ? threads : 2 * t) {
 #ifdef _OPENMP
         omp_set_num_threads(t);
 #endif
-        whole = steps(&r, 5, &optimizer);
+        whole = steps(&r, only_steps ? 1 : 5, &optimizer, &cpu);
         snprintf(what, sizeof what, "training step %d x %d, %d thread%s", c.batch, c.context, t,
                  t > 1 ? "s" : "");
         double rate = (needed + flops_of_optimizer(r.m)) / whole / 1e9;
@@ -320,6 +329,9 @@ int main(int argc, char **argv) {
                c.batch * c.context / whole);
         printf(previous > 0 ? ", %.2fx of one thread\n" : "\n", previous / whole);
         previous = previous > 0 ? previous : whole;
+        rate = (needed + flops_of_optimizer(r.m)) / cpu / 1e9;
+        snprintf(what, sizeof what, "  of its %.3f s of processor time", cpu);
+        line(what, rate, one);
         snprintf(what, sizeof what, "  its optimizer: %.1f %% of step", 100 * optimizer / whole);
         line(what, flops_of_optimizer(r.m) / optimizer / 1e9, peak);
         if (t == threads)

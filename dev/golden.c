@@ -51,10 +51,11 @@ static Data golden_data(void) {
     Data data = {.is_text = true, .count = strlen(golden_text), .vocabulary = 0};
     for (int b = 1; b < 256; b++)
         if (strchr(golden_text, b)) data.symbols[data.vocabulary++] = (unsigned char)b;
-    data.tokens = allocate(data.count, sizeof(uint16_t));
+    uint16_t *tokens = allocate(data.count, sizeof *tokens);
     for (size_t i = 0; i < data.count; i++)
-        data.tokens[i] = (uint16_t)id_of(&data, (unsigned char)golden_text[i]);
-    data.train = (Span){data.tokens, (size_t)(0.9 * (double)data.count)};
+        tokens[i] = (uint16_t)id_of(&data, (unsigned char)golden_text[i]);
+    data.train = allocate(2, sizeof(Span)), data.files = 1;
+    data.train[0] = (Span){tokens, (size_t)(0.9 * (double)data.count)};
     return data;
 }
 
@@ -76,12 +77,12 @@ static Golden golden_start(int file) {
     Workspace *spaces = workspaces_create(&c, omp_get_max_threads());
     float *lanes = floats((size_t)lanes_of(&c) * g.m->size);
     for (; g.progress.step < GOLDEN_STEPS; g.progress.step++)
-        train_step(g.m, spaces, g.data.train, &g.progress.rng, g.progress.step, lanes);
+        train_step(g.m, spaces, g.data.train, 1, &g.progress.rng, g.progress.step, lanes);
     workspaces_free(spaces, &c, omp_get_max_threads()), free(lanes);
     return g;
 }
 
-static void golden_free(Golden *g) { model_free(g->m), free(g->data.tokens); }
+static void golden_free(Golden *g) { model_free(g->m), data_free(&g->data); }
 
 // ---------------------------------------------------------------------------------------------
 // The dump: named matrices, in the order of computation.
@@ -297,32 +298,29 @@ static Dump golden_dump(Golden *g) {
     Dump d = {0}, bounds = {0}; // which need the weights before the step, but stand last
     Workspace *spaces = workspaces_create(c, omp_get_max_threads());
     float *lanes = floats((size_t)lanes_of(c) * m->size);
-    size_t *starts = allocate((size_t)c->batch, sizeof *starts);
+    const uint16_t **windows = allocate((size_t)c->batch, sizeof *windows);
     if (*g->text) add_initial(&d, c);
     float *tokens = add(&d, c->batch, T, "batch.tokens");
     float *targets = add(&d, c->batch, T, "batch.targets");
     for (int i = 0; i < c->batch; i++) {
-        starts[i] = rng_below(&g->progress.rng, g->data.train.count - (size_t)T);
-        for (int t = 0; t < T; t++) {
-            tokens[i * T + t] = g->data.train.tokens[starts[i] + (size_t)t];
-            targets[i * T + t] = g->data.train.tokens[starts[i] + (size_t)t + 1];
-        }
+        windows[i] = draw_window(g->data.train, g->data.files, T, &g->progress.rng);
+        for (int t = 0; t < T; t++)
+            tokens[i * T + t] = windows[i][t], targets[i * T + t] = windows[i][t + 1];
     }
     add_tensors(&d, m, "", m->weights);
     add_tensors(&d, m, "momentum.", m->momentum);
     add_tensors(&d, m, "second.", m->second);
-    forward_tokens(m, spaces, g->data.train.tokens + starts[0], T);
+    forward_tokens(m, spaces, windows[0], T);
     add_forward(&d, m, spaces, T);
     float *logits = add(&d, T, V, "logits");
     float *losses = add(&d, 1, T, "loss"); // -log p of each target; the gradient is of the batch
     for (int t = 0; t < T; t++) {
         head_forward(m, spaces, t, 1);
         memcpy(logits + (size_t)t * V, spaces->logits, (size_t)V * sizeof(float));
-        losses[t] = (float)cross_entropy_forward(spaces->logits,
-                                                 g->data.train.tokens + starts[0] + t + 1,
-                                                 &correct, 1, V);
+        losses[t] = (float)cross_entropy_forward(spaces->logits, windows[0] + t + 1, &correct, 1,
+                                                 V);
     }
-    double mean = batch_gradient(m, spaces, g->data.train.tokens, starts, lanes);
+    double mean = batch_gradient(m, spaces, windows, lanes);
     *add(&d, 1, 1, "batch.loss") = (float)mean;
     add_tensors(&d, m, "gradient.", lanes);
     add_bounds(&bounds, m, logits, T);
@@ -330,7 +328,7 @@ static Dump golden_dump(Golden *g) {
     for (const Array *a = bounds.arrays; a < bounds.arrays + bounds.count; a++)
         memcpy(add(&d, a->rows, a->cols, "%s", a->name), a->values,
                (size_t)a->rows * (size_t)a->cols * sizeof(float));
-    dump_free(&bounds), free(starts), free(lanes);
+    dump_free(&bounds), free(windows), free(lanes);
     workspaces_free(spaces, c, omp_get_max_threads());
     return d;
 }
@@ -408,7 +406,7 @@ static void of_checkpoint(const char *model, const char *path, const char *out) 
     if (single) to_double(model, copy);
     g.m = checkpoint_load(single ? copy : model, true, &known, &g.progress);
     if (single) remove(copy);
-    g.data = load_data(path, g.m->config.context, &known);
+    g.data = load_data(path, "", g.m->config.context, &known);
     golden_write(&g, out);
     golden_free(&g);
 }
