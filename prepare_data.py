@@ -6,26 +6,37 @@
     python3 prepare_data.py --input my.txt --output elsewhere/name.txt
     python3 prepare_data.py --fallback          without network, make do with this project's files
     python3 prepare_data.py --url ADDRESS       download the same text from another address
-    python3 prepare_data.py --cifar10           download CIFAR-10, 170 MB, to data/cifar-10-batches-bin;
-                                                with --input, take its archive from a file
+    python3 prepare_data.py --cifar10           download CIFAR-10, 170 MB, to
+                                                data/cifar-10-batches-bin; with --input, take its
+                                                archive from a file
+    python3 prepare_data.py --shard my.txt --out FOLDER [--shard-tokens N]
+                                                token shards of any text, a byte a token
+    python3 prepare_data.py --fineweb N         download the first N shards of FineWeb, 200 MB each,
+                                                and the one to validate on, to data/fineweb10B-gpt2
+    python3 prepare_data.py --vocab vocab.json  GPT-2's tokens, given its vocab.json: a JSON string
+                                                of a token's bytes a line, to data/gpt2-tokens.txt
 
 Tinyshakespeare is 1,115,394 bytes of Shakespeare's plays; size and SHA-256 are checked, and nothing
 else is ever stored as data/tinyshakespeare.txt. A file given with --input that turns out to be
 tinyshakespeare, whatever it is called, goes to that place too. A file that is already right is left
 alone, and then no network is needed. CIFAR-10 comes as cifar-10-binary.tar.gz: its MD5 is checked
-before it is unpacked, and of it only six files of the right size are written.
+before it is unpacked, and of it only six files of the right size are written. Of a shard, header
+and size are checked; one that is there is left alone, and one that broke off goes on where it did.
 
-Stdout gets one line, the path to train on; everything else goes to stderr. The exit status is 0 on
-success, 1 on failure, 2 on a wrong option. A file is complete or absent, never half-written.
-Needs Python 3.8 or newer and nothing else.
+Stdout gets one line, the path to train on, or a pattern for --data; everything else goes to stderr.
+The exit status is 0 on success, 1 on failure, 2 on a wrong option. A file is complete or absent,
+never half-written. Needs Python 3.8 or newer and nothing else.
 """
 
 import argparse
+import array
 import glob
 import hashlib
 import http.client
 import io
+import json
 import os
+import struct
 import sys
 import tarfile
 import textwrap
@@ -49,6 +60,11 @@ CIFAR10_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 CIFAR10 = "cifar-10-batches-bin"  # the folder in the archive, and in data/
 BATCHES = [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]
 BATCH_SIZE = 10000 * (1 + 3 * 32 * 32)  # of each: 10,000 labels with their images
+
+FINEWEB_URL = "https://huggingface.co/datasets/kjj0/fineweb10B-gpt2/resolve/main"
+SHARDS = 103                # of them that train
+SHARD_HEADER = struct.Struct("<3i1012x")  # magic, version, tokens; then that many uint16
+SHARD_MAGIC = 20240520
 
 
 class Failure(Exception):
@@ -169,6 +185,109 @@ def cifar10(source, url, folder):
     return folder
 
 
+def shard_size(start):
+    """The size of a shard's file that begins with these bytes, or None if that is no shard."""
+    if len(start) < SHARD_HEADER.size:
+        return None
+    magic, version, tokens = SHARD_HEADER.unpack(start[:SHARD_HEADER.size])
+    whole = magic == SHARD_MAGIC and version == 1 and tokens >= 0
+    return SHARD_HEADER.size + 2 * tokens if whole else None
+
+
+def is_whole(path):
+    """Whether a file is a shard of the size that its header tells."""
+    if not os.path.isfile(path):
+        return False
+    with open(path, "rb") as file:
+        return shard_size(file.read(SHARD_HEADER.size)) == os.path.getsize(path)
+
+
+def shard(source, folder, most):
+    """Write the bytes of a text as shards of at most `most` tokens, all about as long."""
+    data = read(source)
+    count = -(-len(data) // most)
+    if not count:
+        raise Failure(f"{source} is empty: give a text.")
+    name = os.path.splitext(os.path.basename(source))[0]
+    for i in range(count):
+        part = data[len(data) * i // count:len(data) * (i + 1) // count]
+        tokens = array.array("H", list(part))
+        if sys.byteorder == "big":
+            tokens.byteswap()
+        write(os.path.join(folder, f"{name}_{i + 1:06d}.bin"),
+              SHARD_HEADER.pack(SHARD_MAGIC, 1, len(part)) + tokens.tobytes())
+    say(f"wrote {len(data)} tokens to {count} shards in {shown(folder)}")
+    return os.path.join(folder, f"{name}_*.bin")
+
+
+def fetch_shard(url, path):
+    """Download a shard; what an earlier try left in path.part is not fetched again."""
+    part = path + ".part"
+    have = os.path.getsize(part) if os.path.exists(part) else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    shown_at = time.monotonic()
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+            again = have and getattr(answer, "status", 200) == 206
+            with open(part, "ab" if again else "wb") as file:
+                while True:
+                    piece = answer.read(1 << 16)
+                    if not piece:
+                        break
+                    file.write(piece)
+                    if time.monotonic() > shown_at + 2:
+                        shown_at = time.monotonic()
+                        say(f"{os.path.basename(path)}: {file.tell()} bytes")
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        if getattr(error, "code", None) != 416:     # else the part was whole, or is too long
+            reason = getattr(error, "reason", None) or error
+            raise Failure(f"could not download {url} ({reason}): run this again to go on.")
+    with open(part, "rb") as file:
+        size = shard_size(file.read(SHARD_HEADER.size))
+    have = os.path.getsize(part)
+    if size is None or have > size:
+        os.remove(part)
+        raise Failure(f"what {url} sent is no shard of uint16 tokens, so nothing was stored.")
+    if have < size:
+        raise Failure(f"{url} ended after {have} of {size} bytes: run this again to go on.")
+    os.replace(part, path)
+
+
+def fineweb(count, url, folder):
+    """The first shards of FineWeb, and the one to validate on."""
+    names = ["fineweb_val_000000.bin"] + [f"fineweb_train_{i + 1:06d}.bin" for i in range(count)]
+    try:
+        os.makedirs(folder, exist_ok=True)
+        for name in names:
+            path = os.path.join(folder, name)
+            if is_whole(path):
+                say(f"{shown(path)} is already there")
+                continue
+            fetch_shard(f"{url}/{name}", path)
+            say(f"wrote {shown(path)}, {os.path.getsize(path)} bytes, as its header tells")
+    except OSError as error:
+        raise Failure(f"cannot write to {shown(folder)}: {error.strerror}; choose another --out.")
+    return os.path.join(folder, "fineweb_train_*.bin")
+
+
+def vocabulary(source, path):
+    """GPT-2's tokens from its vocab.json, where a byte is a printable character, in order of id."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    byte_of = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+    try:
+        ids = json.loads(read(source).decode())
+        tokens = sorted(ids, key=ids.get)
+        if [ids[token] for token in tokens] != list(range(len(tokens))):
+            raise ValueError("ids are not 0, 1, 2 ...")
+        text = ["".join(chr(byte_of[c]) for c in token) for token in tokens]
+    except (ValueError, AttributeError, TypeError, KeyError) as error:
+        raise Failure(f"{source} is no vocab.json of GPT-2: {error}.")
+    write(path, "".join(json.dumps(token) + "\n" for token in text).encode())
+    say(f"wrote {len(tokens)} tokens to {shown(path)}")
+    return path
+
+
 def from_file(source, output):
     """Copy a local text into place; return where it went."""
     data = read(source)
@@ -230,17 +349,34 @@ def main():
                         help="if the download fails, write data/fallback.txt from this project's "
                              "own files and succeed")
     parser.add_argument("--cifar10", action="store_true", help="CIFAR-10 instead of a text")
+    source.add_argument("--shard", metavar="FILE", help="make token shards of this text, by bytes")
+    source.add_argument("--fineweb", metavar="N", type=int, help="the first N shards of FineWeb")
+    source.add_argument("--vocab", metavar="FILE", help="GPT-2's vocab.json, for --vocabulary-file")
+    parser.add_argument("--out", metavar="FOLDER", help="where shards go")
+    parser.add_argument("--shard-tokens", metavar="N", type=int, default=100_000_000,
+                        help="tokens of a shard, at most")
     parser.add_argument("--output", metavar="PATH",
                         help="where to put it (default: data/ beside this script)")
     parser.add_argument("--url", help="download from here instead of the usual place")
     args = parser.parse_args()
     if args.cifar10 and args.fallback:
         parser.error("argument --fallback: not allowed with argument --cifar10")
+    if args.shard and not args.out:
+        parser.error("argument --shard: give a folder with --out")
+    if args.shard_tokens < 1 or (args.fineweb is not None and not 1 <= args.fineweb <= SHARDS):
+        parser.error(f"give at least 1 token a shard, and 1 to {SHARDS} shards of FineWeb")
     output = os.path.abspath(args.output) if args.output else None
     try:
         if args.cifar10:
             path = cifar10(args.input, args.url or CIFAR10_URL,
                            output or os.path.join(HERE, "data", CIFAR10))
+        elif args.shard:
+            path = shard(args.shard, os.path.abspath(args.out), args.shard_tokens)
+        elif args.fineweb:
+            path = fineweb(args.fineweb, args.url or FINEWEB_URL, os.path.abspath(
+                args.out or os.path.join(HERE, "data", "fineweb10B-gpt2")))
+        elif args.vocab:
+            path = vocabulary(args.vocab, output or os.path.join(HERE, "data", "gpt2-tokens.txt"))
         elif args.input is not None:
             path = from_file(args.input, output)
         else:

@@ -6,17 +6,22 @@
 What a server sends comes from addresses that need no network. Only the right text's arrival is not
 tested here: that would take the text. Nothing else is ever stored as tinyshakespeare, under whatever
 name. Of CIFAR-10's archive there are small ones, right but for one thing each; the copy under test
-has the MD5 and the batch size of the right one.
+has the MD5 and the batch size of the right one. Shards come from a server of this program's own, which
+knows ranges or not, and breaks off.
 """
 import hashlib
+import http.server
 import io
+import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 
 NOWHERE = "--url file:///no/such/text"
 SHAKESPEARE = "data/tinyshakespeare.txt"
@@ -132,6 +137,97 @@ def run_archives(source):
     check(not os.path.exists("evil") and not os.path.exists("../evil"), "nothing outside")
 
 
+def shard_of(tokens, magic=20240520):
+    return struct.pack("<256i", magic, 1, len(tokens), *[0] * 253) + struct.pack(
+        f"<{len(tokens)}H", *tokens)
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Sends files of the dict `shards`, at most `most` bytes an answer."""
+    shards, most, ranges, asked = {}, 1 << 30, True, []
+
+    def do_GET(self):
+        name, start = self.path.rpartition("/")[2], self.headers.get("Range")
+        self.asked.append((name, start))
+        data = self.shards.get(name)
+        if data is None:
+            return self.send_error(404)
+        begin = int(start[6:-1]) if start and self.ranges else 0
+        if begin >= len(data):
+            return self.send_error(416)
+        self.send_response(206 if start and self.ranges else 200)
+        self.send_header("Content-Length", str(len(data) - begin))
+        self.end_headers()
+        self.wfile.write(data[begin:begin + self.most])
+
+    def log_message(self, *arguments):
+        pass
+
+
+def run_shards():
+    def run(options, status, printed, reason):
+        run = subprocess.run([sys.executable, "prepare_data.py", *options.split()],
+                             capture_output=True, text=True)
+        check(run.returncode == status and run.stdout == printed, options, run)
+        check(reason in run.stderr, options, run)
+
+    def part_of(name):
+        return content(f"data/fine/{name}.part")
+
+    run("--shard text --out data/bytes --shard-tokens 2000", 0, "data/bytes/text_*.bin\n",
+        "wrote 5985 tokens to 3 shards")
+    names, text = sorted(os.listdir("data/bytes")), content("text")
+    check(names == [f"text_{i:06d}.bin" for i in (1, 2, 3)], names)
+    for i, name in enumerate(names):
+        check(content(f"data/bytes/{name}") == shard_of(text[1995 * i:1995 * (i + 1)]), name)
+    run("--shard empty --out data/bytes", 1, "", "empty is empty")
+    run("--shard text", 2, "", "give a folder with --out")
+    run("--shard text --out data/bytes --shard-tokens 0", 2, "", "at least 1 token")
+    run("--fineweb 0", 2, "", "1 to 103 shards")
+
+    names = ["fineweb_val_000000.bin", "fineweb_train_000001.bin", "fineweb_train_000002.bin"]
+    Server.shards = {name: shard_of(range(100 * i, 100 * i + 9000)) for i, name in enumerate(names)}
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    options = f"--fineweb 2 --out data/fine --url http://127.0.0.1:{server.server_port}/main"
+    Server.most = 5000  # of 19024
+    run(options, 1, "", "run this again to go on")
+    first = len(part_of(names[0]))
+    check(0 < first <= 5000, "a part is kept", first)
+    run(options, 1, "", "run this again to go on")
+    check(Server.asked[-1] == (names[0], f"bytes={first}-"), "goes on", Server.asked)
+    check(part_of(names[0]) == Server.shards[names[0]][:first + 5000], "the second part")
+    Server.most, Server.ranges = 1 << 30, False  # the whole again, from a server without ranges
+    run(options, 0, "data/fine/fineweb_train_*.bin\n", "19024 bytes, as its header tells")
+    check(sorted(os.listdir("data/fine")) == sorted(names), os.listdir("data/fine"))
+    for name in names:
+        check(content(f"data/fine/{name}") == Server.shards[name], name)
+    Server.asked.clear()
+    run(options, 0, "data/fine/fineweb_train_*.bin\n", "already there")
+    check(not Server.asked, "fetched again", Server.asked)
+    with open(f"data/fine/{names[1]}", "wb") as file:  # as if it had been cut short
+        file.write(Server.shards[names[1]][:-1])
+    run(options, 0, "data/fine/fineweb_train_*.bin\n", f"wrote data/fine/{names[1]}")
+    check([name for name, _ in Server.asked] == [names[1]], "only that one", Server.asked)
+    for wrong in (b"<html>" * 300, shard_of(range(9), 20240801), shard_of(range(9)) + b"x", b"one"):
+        os.remove(f"data/fine/{names[2]}")
+        Server.shards[names[2]] = wrong
+        run(options, 1, "", "is no shard of uint16 tokens")
+        check(not os.path.exists(f"data/fine/{names[2]}.part"), wrong[:9])
+        open(f"data/fine/{names[2]}", "w").close()
+    del Server.shards[names[2]]
+    run(options, 1, "", "could not download")
+    server.shutdown()
+
+    tokens = ["!", "\u0120the", "\u0102", "\u00e9", "<|endoftext|>"]  # space, byte 2, half of UTF-8
+    with open("vocab.json", "w") as file:
+        json.dump({token: i for i, token in reversed(list(enumerate(tokens)))}, file)
+    run("--vocab vocab.json", 0, "data/gpt2-tokens.txt\n", "wrote 5 tokens")
+    check([json.loads(line) for line in content("data/gpt2-tokens.txt").splitlines()]
+          == ["!", " the", "\x02", "\xe9", "<|endoftext|>"], content("data/gpt2-tokens.txt"))
+    run("--vocab text", 1, "", "text is no vocab.json of GPT-2")
+
+
 def main():
     script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "prepare_data.py")
     with tempfile.TemporaryDirectory() as directory:
@@ -143,6 +239,7 @@ def main():
             file.write("to be or not to be that is a dream\n" * 171)  # 5985 bytes
         open("empty", "w").close()
         run_rows()
+        run_shards()
         with open("prepare_data.py") as file:
             run_archives(file.read())
         os.chdir("/")
