@@ -6,6 +6,7 @@ names are those of lipgpt.c. Weights and momenta are dicts {name: array (rows, c
 """
 
 import argparse
+import glob
 import itertools
 import math
 import sys
@@ -22,7 +23,8 @@ from safetensors.numpy import save_file
 # Settings, as in lipgpt's metadata, with _ for -; and the table of tensors.
 
 PAPER = dict(
-    data="data/tinyshakespeare.txt", preset="paper", lipschitz=0.0, steps=2000, batch=64, seed=0,
+    data="data/tinyshakespeare.txt", val_data="", preset="paper", lipschitz=0.0, steps=2000,
+    batch=64, seed=0,
     tokens=500, temperature=0.8, eval_every=100, sample_every=500, width=256, heads=4, blocks=3,
     context=256, mlp_ratio=4, activation="gelu", position_bias=0, bias=0, optimizer="muon",
     lr=0.5, momentum=0.9, beta2=0.95, weight_decay=0.0, constraint="soft", cap_qk=1.2, cap_v=1.2,
@@ -35,8 +37,12 @@ TIGHT = PAPER | dict(
     residual="concat", blocks=2, attention_blocks=1, heads=8, value_ratio=2, mlp_ratio=8,
     position_bias=1, bias=1, per_head=1, attention_factor=1.0, share_embed=500.0, share_head=20.0,
     cap_qk=0.1, cap_v=1.0, cap_o=1.0, cap_in=2.5, cap_out=1.5, cap_head=6.0)
-LATER = {"residual": "convex", "share-growth": "0", "value-ratio": "1", "attention-blocks": "0",
-         "position-only": "0"}                          # what older files do not say
+LARGE = PAPER | dict(           # for internet text: see preset_config
+    preset="145m", width=768, heads=6, blocks=12, context=1024, batch=512, lanes=2, steps=1335,
+    constraint="normalize", share_head=8.0, cap_qk=1.0, cap_v=1.0, cap_o=1.0, cap_in=1.0,
+    cap_out=1.0, cap_head=8.0)
+LATER = {"val-data": "", "residual": "convex", "share-growth": "0", "value-ratio": "1",
+         "attention-blocks": "0", "position-only": "0"}       # what older files do not say
 SCALED = "cap_head", "cap_qk", "cap_in", "cap_out"      # by a budget; the first alone with concat
 CAPS = SCALED + ("cap_v", "cap_o")                      # what --cap sets, and a budget excludes
 PREFIXES = "", "momentum.", "second."        # of the tensors in a checkpoint
@@ -174,35 +180,53 @@ def initial(c, rng, update):
 
 
 class Text:
-    """Tokens of a text (its bytes, by their place in the vocabulary) or of a shard (uint16)."""
+    """Tokens of a text (its bytes, by their place in the vocabulary) or of shards (uint16, which
+    stay in their files): a list of arrays that train, and one that validates."""
 
-    def __init__(self, path, c):
-        self.raw = np.fromfile(path, np.uint8)
+    def __init__(self, pattern, validation, c):
+        paths = (sorted(glob.glob(pattern)) if "*" in pattern else []) or [pattern] * bool(pattern)
+        paths += [validation] * bool(validation)
+        self.raw = [np.memmap(path, np.uint8, "r") for path in paths]
+        tokens = [self.tokens_of(raw, c) for raw in self.raw]
+        if not validation:
+            tokens[-1:] = np.split(tokens[-1], [int(0.9 * len(tokens[-1]))])
+        *self.train, self.validation = tokens
+
+    @staticmethod
+    def tokens_of(raw, c):
         symbols = b""
-        if self.raw[:4].tobytes() == (20240520).to_bytes(4, "little"):
-            tokens = self.raw[1024:].view(np.uint16).astype(np.int32)
+        if raw[:4].tobytes() == (20240520).to_bytes(4, "little"):
+            tokens = raw[1024:].view(np.uint16)
             size = int(tokens.max()) // 128 * 128 + 128
+            if c.vocabulary_size and tokens.max() >= c.vocabulary_size:
+                sys.exit(f"{raw.filename} has tokens that the model does not know")
         else:
-            symbols = bytes.fromhex(c.vocabulary) or np.unique(self.raw).tobytes()
-            if not np.isin(self.raw, list(symbols)).all():
-                sys.exit(f"{path} has bytes that the model does not know")
-            tokens, size = np.searchsorted(list(symbols), self.raw), len(symbols)
+            symbols = bytes.fromhex(c.vocabulary) or np.unique(raw).tobytes()
+            if not np.isin(raw, list(symbols)).all():
+                sys.exit(f"{raw.filename} has bytes that the model does not know")
+            tokens, size = np.searchsorted(list(symbols), raw), len(symbols)
         if not c.vocabulary_size:
             c.vocabulary, c.vocabulary_size = symbols.hex(), size
-        self.train, self.validation = np.split(tokens, [int(0.9 * len(tokens))])
+        return tokens
 
-    def fingerprint(self):      # FNV-1a
+    def fingerprint(self):      # FNV-1a of all files: some 20 s for 100M tokens
         value = 0xcbf29ce484222325
-        for byte in self.raw.tobytes():
-            value = (value ^ byte) * 0x100000001b3 % 2**64
+        for raw in self.raw:
+            for byte in raw.tobytes():
+                value = (value ^ byte) * 0x100000001b3 % 2**64
         return str(value)
 
 
-def batch_of(tokens, c, rng):
-    """A training batch: c.batch windows of T + 1 tokens that begin at the generator's next draws;
-    tokens and targets (batch, T)."""
-    starts = rng.draws(c.batch) % np.uint64(len(tokens) - c.context)
-    windows = tokens[starts[:, None].astype(int) + np.arange(c.context + 1)]
+def batch_of(texts, c, rng):
+    """A training batch: c.batch windows of T + 1 tokens that begin at the generator's next draws,
+    none across two texts; tokens and targets (batch, T)."""
+    ends = np.cumsum([len(tokens) - c.context for tokens in texts])
+    windows = []
+    for start in (rng.draws(c.batch) % np.uint64(ends[-1])).astype(int):
+        i = np.searchsorted(ends, start, "right")
+        begin = start - (ends[i - 1] if i else 0)
+        windows.append(texts[i][begin:begin + c.context + 1])
+    windows = np.array(windows, np.int32)
     return windows[:, :-1], windows[:, 1:]
 
 
@@ -397,7 +421,7 @@ def check(Run, path, single):
     mine = {"batch.tokens": tokens, "batch.targets": targets}
     if c.text:      # the generator and the rule of windows
         ids = np.searchsorted(list(bytes.fromhex(c.vocabulary)), list(c.text.encode()))
-        drawn = batch_of(ids[:int(0.9 * len(ids))], c, Rng(c.rng))
+        drawn = batch_of([ids[:int(0.9 * len(ids))]], c, Rng(c.rng))
         mine = dict(zip(mine, drawn))
         mine |= {f"initial.{name}": w for name, w in initial(c, Rng(c.seed), Run.update).items()}
         rest = {f"initial.{name}": np.zeros((t.rows, t.cols)) for name, t in table.items()}
@@ -502,8 +526,9 @@ def sample(run, o):
 def new_settings(o):
     """The preset with what is given; a cap given by hand takes the place of the budget, but with
     concat, whose budget scales the head's cap alone, stands beside it."""
-    c = SimpleNamespace(**(PAPER if o.preset == "paper" else TIGHT), vocabulary="",
-                        vocabulary_size=0, step=0, dtype="float32")
+    size = o.vocabulary or (50304 if o.preset == "145m" else 0)
+    c = SimpleNamespace(**{"paper": PAPER, "145m": LARGE}.get(o.preset, TIGHT), vocabulary="",
+                        vocabulary_size=size, step=0, dtype="float32")
     given = {name: o.cap for name in CAPS if o.cap is not None}
     given |= {name: getattr(o, name) for name in PAPER if getattr(o, name) is not None}
     vars(c).update(given)
@@ -524,10 +549,11 @@ def train(Run, o):
     if o.resume:
         c, tensors = checkpoint_load(o.resume)
         c.steps, c.data = o.steps or c.steps, o.data or c.data
-        text, sets = Text(c.data, c), sets_of(c, tensors)
+        c.val_data = c.val_data if o.val_data is None else o.val_data
+        text, sets = Text(c.data, c.val_data, c), sets_of(c, tensors)
     else:
         c = new_settings(o)
-        text, rng = Text(c.data, c), Rng(c.seed)
+        text, rng = Text(c.data, c.val_data, c), Rng(c.seed)
         if c.lipschitz:
             apply_budget(c)
         w = initial(c, rng, Run.update)
@@ -565,6 +591,7 @@ def main(Run, doc):
     parser.add_argument("--prompt", default="")
     parser.add_argument("--cap", type=float), parser.add_argument("--stop", type=int)
     parser.add_argument("--windows", type=int, default=16)
+    parser.add_argument("--vocabulary", type=int)
     for name, default in PAPER.items():
         parser.add_argument("--" + name.replace("_", "-"), type=type(default))
     Run.options(parser)
@@ -578,9 +605,13 @@ def main(Run, doc):
     run = Run(c, sets_of(c, tensors)[0], None, None)
     if o.command == "sample":
         return sample(run, o)
-    path = o.data or (c.data if o.command == "eval" else None)
-    text = Text(path, c) if path else None
+    paths = (o.data or "", o.val_data or "")
+    if paths == ("", "") and o.command == "eval":
+        paths = ("", c.val_data) if c.val_data else (c.data, "")
+    text = Text(*paths, c) if any(paths) else None
     for name, paper_slice in (("full", False), ("slice", True)) if text else ():
+        if paper_slice and not c.vocabulary:    # of shards
+            continue
         loss, right = score(run, text.validation, paper_slice)
         print(f"{name}_loss\t{loss:.9g}\n{name}_accuracy\t{right:.9g}")
     norms = norms_of(c, run.sets()[0])
