@@ -545,21 +545,42 @@ def new_settings(o):
     return c
 
 
+def start(Run, c, rng):
+    """A run of a new model, its weights drawn."""
+    if c.lipschitz:
+        apply_budget(c)
+    w = initial(c, rng, Run.update)
+    zeros = {name: np.zeros_like(x) for name, x in w.items()}
+    c.rng = rng.state
+    return Run(c, w, zeros, zeros if c.optimizer == "adamw" else None)
+
+
+def bench(Run, o):
+    """Training steps on random tokens, by the clock: the median of five, after two to warm up."""
+    c, seconds, rng = new_settings(o), [], Rng(0)
+    c.vocabulary_size = c.vocabulary_size or 65
+    run = start(Run, c, rng)
+    text = (rng.draws(100000) % np.uint64(c.vocabulary_size)).astype(int)
+    for _ in range(7):
+        tokens, targets = batch_of([text], c, rng)
+        begin = time.perf_counter()
+        run.step(tokens, targets, c.lr)
+        seconds.append(time.perf_counter() - begin)
+    median = np.median(seconds[2:])
+    print(f"{' '.join(sys.argv)}: {median:.3f} s a step, {c.batch * c.context / median:.0f} tokens/s")
+
+
 def train(Run, o):
     if o.resume:
         c, tensors = checkpoint_load(o.resume)
         c.steps, c.data = o.steps or c.steps, o.data or c.data
         c.val_data = c.val_data if o.val_data is None else o.val_data
-        text, sets = Text(c.data, c.val_data, c), sets_of(c, tensors)
+        text, run = Text(c.data, c.val_data, c), Run(c, *sets_of(c, tensors))
     else:
         c = new_settings(o)
         text, rng = Text(c.data, c.val_data, c), Rng(c.seed)
-        if c.lipschitz:
-            apply_budget(c)
-        w = initial(c, rng, Run.update)
-        c.rng, zeros = rng.state, {name: np.zeros_like(x) for name, x in w.items()}
-        sets = w, zeros, zeros if c.optimizer == "adamw" else None
-    run, out = Run(c, *sets), o.out or o.resume or "out/lipgpt.safetensors"
+        run = start(Run, c, rng)
+    out = o.out or o.resume or "out/lipgpt.safetensors"
     c.fingerprint = text.fingerprint()
     rng, seconds, end = Rng(c.rng), [], c.steps if o.stop is None else min(c.steps, o.stop)
     if run.rank == 0:
@@ -583,7 +604,7 @@ def main(Run, doc):
     parser = argparse.ArgumentParser(
         usage="see below, or the preset tables in lipgpt_common.py", description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("command", choices=("check", "eval", "certify", "train", "sample"))
+    parser.add_argument("command", choices=("check", "eval", "certify", "train", "sample", "bench"))
     parser.add_argument("files", nargs="*", help="golden files of check")
     parser.add_argument("--float32", action="store_true", help="check in float32")
     for name in ("model", "out", "resume"):
@@ -599,8 +620,8 @@ def main(Run, doc):
     if o.command == "check":
         files = o.files or [f"dev/golden/{x}.safetensors" for x in ("paper", "tight", "concat")]
         sys.exit(sum([check(Run, path, o.float32) for path in files]) > 0)
-    if o.command == "train":
-        return train(Run, o)
+    if o.command in ("train", "bench"):
+        return train(Run, o) if o.command == "train" else bench(Run, o)
     c, tensors = checkpoint_load(o.model or "out/lipgpt.safetensors")
     run = Run(c, sets_of(c, tensors)[0], None, None)
     if o.command == "sample":

@@ -8,6 +8,7 @@
     lipgpt_jax.py train --data FILE --out CHECKPOINT [--preset tight|paper] [--width 128 ...]
     lipgpt_jax.py train --resume CHECKPOINT [--out CHECKPOINT] [--data FILE] [--steps N]
     lipgpt_jax.py sample --model CHECKPOINT [--prompt TEXT] [--tokens N] [--temperature X]
+    lipgpt_jax.py bench [--preset paper]            seconds of a step on random tokens
 
 Options have lipgpt's names; checkpoints go both ways. Of the optimizers and constraints only Muon
 and the soft cap are here (lipgpt_torch.py has all). What is no matter of the framework stands in
@@ -26,36 +27,36 @@ from lipgpt_common import GELU_DIVISOR, NEWTON_SCHULZ, constants, main, plan, st
 jax.config.update("jax_enable_x64", True)       # for check; weights of float32 stay so
 
 # ------------------------------------------------------------------------------------------------
-# The model, of one window.
+# The model. Positions of all windows are the rows of one matrix, (B T, d): XLA's products like that.
 
 
 def rope(x):
-    """Rotate x (T, H, dh), at t by t 10000^(-i / (dh/2)); the two halves of a head are paired."""
-    half = x.shape[2] // 2
-    angle = np.arange(len(x))[:, None, None] * 10000.0 ** (-np.arange(half) / half)
+    """Rotate x (B, H, T, dh), at t by t 10000^(-i / (dh/2)); the halves of a head are paired."""
+    half = x.shape[3] // 2
+    angle = np.arange(x.shape[2])[:, None] * 10000.0 ** (-np.arange(half) / half)
     cos, sin = np.cos(angle).astype(x.dtype), np.sin(angle).astype(x.dtype)
     first, second = x[..., :half], x[..., half:]
     return jnp.concatenate((cos * first - sin * second, cos * second + sin * first), -1)
 
 
-def attention(c, p, x, scale):
-    """concat_h(A_h v_h) (T, n) of x (T, d), and what stands on the way; p: a block's weights."""
-    T, H = len(x), c.heads
-    part = lambda name: (x @ p[f"attention.{name}.weight"].T).reshape(T, H, -1)
-    inside, scores = dict(v=part("value")), jnp.zeros((H, T, T), x.dtype)
+def attention(c, p, x, B, scale):
+    """concat_h(A_h v_h) (B T, n) of x (B T, d), and what stands on the way; p: a block's weights."""
+    T, H = len(x) // B, c.heads
+    part = lambda name: (x @ p[f"attention.{name}.weight"].T).reshape(B, T, H, -1).swapaxes(1, 2)
+    v, scores, inside = part("value"), jnp.zeros((B, H, T, T), x.dtype), {}
     if not c.position_only:
-        inside |= dict(q=rope(part("query")), k=rope(part("key")))
-        scores = scale * jnp.einsum("ihn,jhn->hij", inside["q"], inside["k"])
+        q, k = rope(part("query")), rope(part("key"))
+        scores, inside = (scale * q) @ k.mT, dict(q=q.swapaxes(1, 2), k=k.swapaxes(1, 2))
     distance = np.arange(T)[:, None] - np.arange(T)
     if c.position_bias:
         scores += p["attention.position_bias"][:, np.maximum(distance, 0)]
     A = jax.nn.softmax(jnp.where(distance >= 0, scores, -jnp.inf), -1)
-    y = jnp.einsum("hij,jhn->ihn", A, inside["v"]).reshape(T, -1)
-    return y, inside | dict(scores=jnp.tril(scores), A=A, y=y)
+    y = (A @ v).swapaxes(1, 2).reshape(B * T, -1)
+    return y, inside | dict(v=v.swapaxes(1, 2), scores=jnp.tril(scores), A=A, y=y)
 
 
 def residual(keep, alpha, W, x, h):
-    """x (T, d) with a layer's h: keep x + alpha h W^T; or, where keep is 0, [x, alpha h] W^T."""
+    """x (B T, d) with a layer's h: keep x + alpha h W^T; or, where keep is 0, [x, alpha h] W^T."""
     return keep * x + alpha * (h @ W.T) if keep else jnp.concatenate((x, alpha * h), -1) @ W.T
 
 
@@ -69,15 +70,15 @@ def activation(c, z):
 
 
 def forward(c, w, tokens):
-    """Logits (T, V) of tokens (T,), and all that stands on the way, which jit leaves out."""
+    """Logits (B, T, V) of tokens (B, T), and all that stands on the way, which jit leaves out."""
     keep, alpha, attention_alpha, scale = constants(c)
-    x, seen = w["embedding.weight"][tokens], {}
+    x, seen = w["embedding.weight"][tokens.ravel()], {}
     for l in range(c.blocks):
         b = f"blocks.{l}."
         p = {name.removeprefix(b): weight for name, weight in w.items() if name.startswith(b)}
         mid, inside = x, {}
         if "attention.output.weight" in p:      # else a block without attention
-            y, inside = attention(c, p, x, scale)
+            y, inside = attention(c, p, x, len(tokens), scale)
             mid = residual(keep, attention_alpha, p["attention.output.weight"], x, y)
         z = mid @ p["mlp.in.weight"].T
         if c.bias:
@@ -89,22 +90,18 @@ def forward(c, w, tokens):
     logits = x @ w["head.weight"].T
     if c.bias:
         logits += w["head.bias"][0]
-    return logits, seen | {"last": x, "logits": logits}
+    return logits.reshape(*tokens.shape, -1), seen | {"last": x, "logits": logits}
 
 
 def losses(c, w, tokens, targets):
-    """-log p of every target (T,), and whether its logit is the largest."""
+    """-log p of every target (B, T), and whether its logit is the largest."""
     logits, _ = forward(c, w, tokens)
-    right = jnp.take_along_axis(logits, targets[:, None], -1)[:, 0]
+    right = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
     return jax.nn.logsumexp(logits, -1) - right, jnp.argmax(logits, -1) == targets
 
 
-def batch_losses(c, w, tokens, targets):
-    return jax.vmap(partial(losses, c, w))(tokens, targets)
-
-
 def mean_loss(c, w, tokens, targets):
-    return jnp.mean(batch_losses(c, w, tokens, targets)[0])
+    return jnp.mean(losses(c, w, tokens, targets)[0])
 
 
 # ------------------------------------------------------------------------------------------------
@@ -183,8 +180,8 @@ class Run:
                           for tensors in (w, m))
         self.caps = {}
         self.compiled_step = jax.jit(partial(step, c), donate_argnums=(0, 1))
-        self.compiled_losses = jax.jit(partial(batch_losses, c))
-        self.compiled_logits = jax.jit(lambda w, tokens: forward(c, w, tokens)[0])
+        self.compiled_losses = jax.jit(partial(losses, c))
+        self.compiled_logits = jax.jit(lambda w, tokens: forward(c, w, tokens[None])[0][0])
 
     @staticmethod
     def options(parser):
@@ -217,7 +214,7 @@ class Run:
 
     def golden(self, tokens, targets):
         """Named as in a golden file: the forward pass of the first window, and gradients."""
-        _, seen = forward(self.c, self.w, tokens[0])
+        _, seen = forward(self.c, self.w, tokens[:1])
         g = jax.grad(partial(mean_loss, self.c))(self.w, tokens, targets)
         return seen | {f"gradient.{name}": x for name, x in g.items()}
 

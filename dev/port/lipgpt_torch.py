@@ -7,6 +7,7 @@
     lipgpt_torch.py train --data FILE [--out CHECKPOINT] [--preset tight|paper] [--width 128 ...]
     lipgpt_torch.py train --resume CHECKPOINT [--out CHECKPOINT] [--data FILE] [--steps N]
     lipgpt_torch.py sample --model CHECKPOINT [--prompt TEXT] [--tokens N] [--temperature X]
+    lipgpt_torch.py bench [--preset paper] [--compile]     seconds of a step on random tokens
     torchrun --nproc-per-node N lipgpt_torch.py train ...     the same on N GPUs or processes
 
 Options have lipgpt's names, checkpoints go both ways; --device, --compile, --micro-batch and --bf16
@@ -90,7 +91,7 @@ class Block(nn.Module):
 
     def residual(self, W, alpha, x, h):
         """keep x + alpha h W^T; or, where keep is 0, [x, alpha h] W^T."""
-        return self.keep * x + alpha * W(h) if self.keep else W(torch.cat((x, alpha * h), -1))
+        return torch.add(self.keep * x, W(h), alpha=alpha) if self.keep else W(torch.cat((x, alpha * h), -1))
 
     def forward(self, x, seen):
         mid, W_o = x, self.attention.output
@@ -296,16 +297,17 @@ class Run:
         return torch.as_tensor(np.asarray(tokens), dtype=torch.long, device=self.device)
 
     def token_losses(self, tokens, targets):
-        """-log p of every target, and the logits' largest: (B, T) each."""
+        """-log p of every target (B, T), and the logits (B, T, V)."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.given.bf16):
             logits, _ = self.network(tokens)
         logits = logits.to(self.dtype)
-        return F.cross_entropy(logits.mT, targets, reduction="none"), logits.argmax(-1)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+        return loss.view_as(targets), logits
 
     @torch.no_grad()
     def losses(self, tokens, targets):
-        loss, best = self.token_losses(self.to_tokens(tokens), self.to_tokens(targets))
-        return loss.cpu().numpy(), best.cpu().numpy() == targets
+        loss, logits = self.token_losses(self.to_tokens(tokens), self.to_tokens(targets))
+        return loss.cpu().numpy(), logits.argmax(-1).cpu().numpy() == targets
 
     @torch.no_grad()
     def logits(self, tokens):
