@@ -112,11 +112,13 @@ test: lipgpt build/search build/mlp build/test-float build/test-double build/lip
 	     END { printf "%d passed, %d failed\n", passed, failed + (runs != 4) }' build/results; \
 	exit $$status
 
-# The peers run in the same minutes if their packages are there; otherwise they say what to install.
+# The ports take the same steps in the same minutes, if their packages are there.
 bench: build/bench
 	build/bench $(ARGS)
-	-@$(PYTHON) dev/peers/peer_torch.py
-	-@$(PYTHON) dev/peers/peer_jax.py
+	@for port in "torch" "torch --compile" "jax"; do set -- $$port; \
+	    if ! $(PYTHON) -c "import $$1, safetensors" 2> /dev/null; then \
+	        echo "no $$port to compare with: pip install $$1 numpy safetensors"; \
+	    else $(PYTHON) dev/port/lipgpt_$$1.py bench --preset paper $$2; fi; done
 
 # Fuzzing wants clang, whatever CC is; the seeds are written by the test program.
 SECONDS ?= 60

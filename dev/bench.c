@@ -276,7 +276,7 @@ static double steps(Run *r, int count, double *optimizer_seconds, double *cpu) {
 int main(int argc, char **argv) {
     const char *value[OPTIONS] = {NULL};
     read_arguments(options, OPTIONS, TRAIN, argc - 1, argv + 1, value);
-    for (int i = 0; i < OPTIONS; i++) // the peers have the paper's network
+    for (int i = 0; i < OPTIONS; i++) // the ports have the paper's network, too
         if (!strcmp(options[i].name, "preset") && !value[i]) value[i] = "paper";
     Config c = new_settings(value);
     void *library = dlopen("libopenblas.so.0", RTLD_NOW);
