@@ -2036,7 +2036,7 @@ static Span load_file(const char *path, Data *data) {
         : map_shard(path, &size);
     if (is_text) refuse_foreign(path, (char *)bytes, size);
     if (known && data->is_text != is_text)
-        die("give one kind, the model's; shards to --vocabulary", "%s is %s", path,
+        die("give one kind, the model's; --vocabulary is for shards", "%s is %s", path,
             is_text ? "text, not a token shard" : "a token shard, not text");
     data->is_text = is_text;
     for (size_t i = 0; i < size; i++) {
@@ -2050,7 +2050,9 @@ static Span load_file(const char *path, Data *data) {
     for (size_t i = 0; i < count; i++) {
         int id = is_text ? id_of(data, bytes[i]) : tokens[i];
         if (id < 0 || (known && id >= data->vocabulary))
-            die("give data in the model's vocabulary", "%s %d of %s at %zu is not among its %d",
+            die(is_text ? "give data in the model's vocabulary"
+                : "give data in the model's vocabulary, or a new model a larger --vocabulary",
+                "%s %d of %s at %zu is not among its %d",
                 is_text ? "byte" : "token", is_text ? bytes[i] : id, path, i, data->vocabulary);
         if (id >= data->vocabulary) data->vocabulary = (id + 128) / 128 * 128; // 50257: 50304
         if (is_text) tokens[i] = (uint16_t)id;
