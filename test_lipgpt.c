@@ -1977,6 +1977,7 @@ static void test_shards(void) {
     put_shard("val.bin", 90, 0, 128), put_shard("high.bin", 90, 300, 50);
     gives(0, "700 tokens, vocabulary 256", "%s --data many_*.bin", line);
     expect(strstr(output, "full_positions\t39\n") && !strstr(output, "slice"));
+    gives(0, "790 tokens, vocabulary 256", "%s --data many_*.bin --val-data val.bin", line);
     expect(strstr(output, "full_positions\t89\n"));
     gives(0, "full_positions\t89\n", "eval --model x.st");
     gives(0, "full_positions\t39\n", "eval --model x.st --data many_2.bin");
