@@ -2968,8 +2968,8 @@ static int command_train(const char **value, int command) {
     signal(SIGPIPE, SIG_IGN); // whoever read the progress is gone: the run goes on
     int end = c->stop >= 0 && c->stop < c->steps ? c->stop : c->steps;
     for (int step = r.first; true; step = r.progress.step) {
-        if ((step > 0 && step % c->eval_every == 0) || step == end) report(&r, log);
-        if (step == end || interrupted) break;
+        if ((step > 0 && step % c->eval_every == 0) || step >= end) report(&r, log);
+        if (step >= end || interrupted) break; // past it: a run that was over is resumed with --stop
         if (c->sample_every && step > r.first && step % c->sample_every == 0)
             fputs(fresh_line(), stderr), write_sample(stderr, &r, c);
         r.progress.train_loss = train_step(r.m, r.spaces, r.data.train, r.data.files,

@@ -2596,6 +2596,8 @@ static void test_resume(void) {
     gives(2, "--context", "train --resume part.st --context=8");
     gives(1, "other", "train --resume part.st --data other");
     gives(1, "step 20 already", "train --resume end.st --steps 19");
+    gives(0, "full_loss", "train --resume end.st --log parts --stop 15"); // which is over: repeated
+    expect(same("1.st", "end.st"));
     gives(1, "none.st", "train --resume none.st");
 }
 
