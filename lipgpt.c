@@ -2686,8 +2686,7 @@ static Data read_vocabulary(const File *f) {
 }
 
 // checkpoint_load: the model with its settings; vocabulary and progress are set, too.
-static Model *checkpoint_load(const char *path, bool to_train, Data *vocabulary,
-                              Progress *progress) {
+static Model *checkpoint_load(const char *path, Data *vocabulary, Progress *progress) {
     File f = open_tensors(path);
     Config c = preset_config(TIGHT);
     char source[PATH_SIZE + 32], least[32];
@@ -2720,7 +2719,6 @@ static Model *checkpoint_load(const char *path, bool to_train, Data *vocabulary,
     progress->fingerprint = metadata_number(&f, "data_fingerprint", UINT64_MAX);
     progress->train_loss = strtod(metadata_of(&f, "train_loss", NULL, "nan"), NULL);
     c.vocabulary = vocabulary->vocabulary;
-    if (!to_train) c.batch = 1; // no gradients are needed: one lane
     config_check(&c, 1);
     Model plan = {.config = c};
     model_plan(&plan), free(plan.tensors), free(plan.brackets);
@@ -2744,7 +2742,7 @@ typedef struct { // everything that a command holds; it ends with the process
     Workspace *spaces; // one per thread
     Certificate certificate;
     double *seen;      // (2L + 1), the largest norm before every layer and after the last, on data
-    float *lanes;      // gradients, see batch_gradient
+    float *lanes;      // to train: gradients, see batch_gradient
     int first, saved, logged; // steps: at the start, in the checkpoint, in the log's last row
     int part;                 // windows that a report validates, 0 = all
     double began;
@@ -2755,7 +2753,6 @@ static Run run_create(Model *m, Data data, Progress progress) {
     return (Run){.m = m, .data = data, .progress = progress, .certificate = certificate_create(m),
                  .spaces = workspaces_create(&m->config, omp_get_max_threads()),
                  .seen = doubles(2 * (size_t)m->config.blocks + 1), .began = seconds(),
-                 .lanes = floats((size_t)lanes_of(&m->config) * m->size),
                  .first = progress.step, .saved = -1};
 }
 
@@ -2928,7 +2925,7 @@ static Run new_run(const char **value) {
 static Run resumed_run(const char *path, const char **value) {
     Data known;
     Progress progress;
-    Model *m = checkpoint_load(path, true, &known, &progress);
+    Model *m = checkpoint_load(path, &known, &progress);
     Config *c = &m->config;
     snprintf(c->out, sizeof c->out, "%s", path);
     apply_given(c, value, true);
@@ -2950,6 +2947,7 @@ static int command_train(const char **value, int command) {
     const char *resumed = given(value, AT(resume));
     Run r = resumed ? resumed_run(resumed, value) : new_run(value);
     const Config *c = &r.m->config;
+    r.lanes = floats((size_t)lanes_of(c) * r.m->size);
     struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
     char path[PATH_SIZE + 8];
     snprintf(path, sizeof path, "%s.txt", c->out);
@@ -3024,7 +3022,7 @@ static int command_use(const char **value, int command) {
     Progress progress;
     Data data;
     apply_given(&settings, value, false);
-    Model *m = checkpoint_load(settings.model, false, &data, &progress);
+    Model *m = checkpoint_load(settings.model, &data, &progress);
     bool told = given(value, AT(data)) || given(value, AT(val_data));
     const Config *from = told ? &settings : &m->config;
     const char *path = *from->val_data ? from->val_data : from->data; // validation is all it takes

@@ -2490,7 +2490,7 @@ static void test_outputs(void) {
 static void test_saved_bounds(void) {
     Data data;
     Progress progress;
-    Model *m = checkpoint_load("a/b/m.st", false, &data, &progress);
+    Model *m = checkpoint_load("a/b/m.st", &data, &progress);
     Certificate k = certificate_create(m);
     for (int i = 0; i < 10; i++) {
         Tensor *head = tensor(m, W_HEAD, 0);

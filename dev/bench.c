@@ -310,6 +310,7 @@ int main(int argc, char **argv) {
         tokens[i] = (uint16_t)rng_below(&rng, 65);
     if (!only_steps) c.vocabulary = 65;
     Run r = run_create(model_create(&c), data, (Progress){0});
+    r.lanes = floats((size_t)lanes_of(&c) * r.m->size);
     model_init(r.m, &rng);
     if (!only_steps) layers(&r, one), constraints(svd, svd_of);
 

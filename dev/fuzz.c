@@ -82,7 +82,7 @@ static void remove_file(void) { unlink(path); }
 static void fuzz_checkpoint(void) {
     Data data;
     Progress progress;
-    Model *m = checkpoint_load(path, true, &data, &progress);
+    Model *m = checkpoint_load(path, &data, &progress);
     Certificate k = certificate_create(m);
     certify(m, &k);
     model_free(m), give_back(k.layers);

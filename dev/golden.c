@@ -404,7 +404,7 @@ static void of_checkpoint(const char *model, const char *path, const char *out) 
     bool single = strstr(f.header, "\"F32\"") != NULL;
     free(f.header), free(f.bytes);
     if (single) to_double(model, copy);
-    g.m = checkpoint_load(single ? copy : model, true, &known, &g.progress);
+    g.m = checkpoint_load(single ? copy : model, &known, &g.progress);
     if (single) remove(copy);
     g.data = load_data(path, "", g.m->config.context, &known);
     golden_write(&g, out);

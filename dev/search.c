@@ -258,7 +258,7 @@ int SEARCH_MAIN(int argc, char **argv) {
     if (*settings.pair && !settings.search_steps)
         die_usage("give it some", "--pair %s wants a search, but --search-steps is 0",
                   settings.pair);
-    Model *m = checkpoint_load(settings.model, false, &data, &progress);
+    Model *m = checkpoint_load(settings.model, &data, &progress);
     if (*settings.pair)
         check_places((const char *const[]){settings.model, settings.data, settings.pair}, 2, 3);
     if (*settings.data) data = load_data(settings.data, "", m->config.context, &data);
