@@ -1281,10 +1281,12 @@ static int window_count(Span split, Protocol protocol, int context) {
     return split.count <= T ? 1 : split.count - T < 1280 ? (int)(split.count - T) : 1280;
 }
 
-// window_of: window w: T tokens, and one more, the last target. T is the context or what is left.
-static Span window_of(Span split, Protocol protocol, int context, int w) {
-    size_t T = (size_t)context, start = (size_t)w * (protocol == FULL_SPLIT ? T : 1);
-    size_t left = split.count - 1 - start;
+// window_of: number i of `windows` that are evenly spread over all: T tokens, and one more, the last
+// target. T is the context or what is left.
+static Span window_of(Span split, Protocol protocol, int context, int i, int windows) {
+    long long all = window_count(split, protocol, context);
+    size_t T = (size_t)context, w = (size_t)(all * i / windows);
+    size_t start = w * (protocol == FULL_SPLIT ? T : 1), left = split.count - 1 - start;
     return (Span){split.tokens + start, left < T ? left : T};
 }
 
@@ -1308,7 +1310,7 @@ static Score evaluate(const Model *m, Workspace *spaces, Span split, Protocol pr
     for (int w = 0; w < windows; w++) {
         if (interrupted) continue;
         Workspace *s = &spaces[omp_get_thread_num()];
-        Span window = window_of(split, protocol, c->context, (int)((long long)all * w / windows));
+        Span window = window_of(split, protocol, c->context, w, windows);
         int T = (int)window.count;
         losses[w] = sequence_loss(m, s, window.tokens, window.tokens + 1, T, NULL, 1, &correct);
         positions += T;
@@ -1916,7 +1918,6 @@ static double margin(const float *z, int target, const double *distances, int V)
 static double certified_share(const Model *m, Workspace *spaces, Span split, int windows,
                               const double *distances, double eps, Certificate *k) {
     int V = m->config.vocabulary, context = m->config.context, positions = 0, proven = 0;
-    long long available = window_count(split, FULL_SPLIT, context);
     double radius = k->radius;
     compose(m, radius + eps, k);
     double reach = eps > 0 ? pow(10, k->log10_trunk) * eps * (1 + 1e-9) : 0; // the trunk's output
@@ -1924,7 +1925,7 @@ static double certified_share(const Model *m, Workspace *spaces, Span split, int
     #pragma omp parallel for schedule(dynamic, 1) reduction(+ : positions, proven)
     for (int i = 0; i < windows; i++) {
         Workspace *s = &spaces[omp_get_thread_num()];
-        Span window = window_of(split, FULL_SPLIT, context, (int)(available * i / windows));
+        Span window = window_of(split, FULL_SPLIT, context, i, windows);
         int T = (int)window.count;
         forward_tokens(m, s, window.tokens, T);
         for (int t = 0; t < T; t++) {

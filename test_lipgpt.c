@@ -2968,8 +2968,9 @@ static void test_windows(void) {
         Span split = {tokens, splits[i].count};
         size_t targets = 0;
         for (int w = 0; w < splits[i].full; w++)
-            targets += window_of(split, FULL_SPLIT, 4, w).count;
-        size_t last = window_of(split, PAPER_SLICE, 4, splits[i].slice - 1).count;
+            targets += window_of(split, FULL_SPLIT, 4, w, splits[i].full).count;
+        int slice = splits[i].slice;
+        size_t last = window_of(split, PAPER_SLICE, 4, slice - 1, slice).count;
         expect(window_count(split, FULL_SPLIT, 4) == splits[i].full && targets + 1 == split.count);
         expect(window_count(split, PAPER_SLICE, 4) == splits[i].slice);
         expect(last == (split.count < 5 ? split.count - 1 : 4));

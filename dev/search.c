@@ -207,11 +207,10 @@ static void print_search(const Run *r, const Settings *settings) {
 static double surviving_share(const Run *r, Span split, int windows, double eps) {
     const Model *m = r->m;
     int d = m->config.width, context = m->config.context, positions = 0, held = 0;
-    long long available = window_count(split, FULL_SPLIT, context);
     #pragma omp parallel for schedule(dynamic, 1) reduction(+ : positions, held)
     for (int i = 0; i < windows; i++) {
         Workspace *s = &r->spaces[omp_get_thread_num()];
-        Span window = window_of(split, FULL_SPLIT, context, (int)(available * i / windows));
+        Span window = window_of(split, FULL_SPLIT, context, i, windows);
         int T = (int)window.count;
         float *x = floats((size_t)T * d);
         bool *safe = memset(allocate((size_t)T, sizeof *safe), 1, (size_t)T);
