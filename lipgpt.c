@@ -2112,7 +2112,7 @@ enum { TRAIN = 1, EVAL = 2, CERTIFY = 4, SAMPLE = 8, // the commands that take i
        SAVED = 16,    // goes into the checkpoint
        AGAIN = 32,    // may be given when a run is resumed
        BUDGETED = 64, // a cap: not beside --lipschitz, which chooses them
-       LATER = 128,   // checkpoints were written without it: its least, or first word, is as before
+       LATER = 128,   // checkpoints were written without it: the paper's preset is as before
        FORMER = 256,  // stands in older checkpoints only: the earlier name of a setting
        KEPT = TRAIN | SAVED };
 
@@ -2294,17 +2294,16 @@ static void apply_given(Config *c, const char **value, bool resumed) {
 // place of the preset's budget. With --residual concat a budget scales the head's cap alone: others
 // may be given beside it.
 static Config new_settings(const char **value) {
-    const char *preset = given(value, AT(preset)), *lipschitz = given(value, AT(lipschitz));
-    Preset which = TIGHT;
-    while (preset && which < PAPER_145M && strcmp(preset, preset_words[which])) which++;
-    Config c = preset_config(which);
     const char *cap = NULL;
+    Config c = preset_config(TIGHT);
+    apply_given(&c, value, false);
+    c = preset_config(c.preset); // which is known now
     apply_given(&c, value, false);
     small_budget(&c);
     apply_given(&c, value, false); // what is given is written over that, too
     for (int i = 0; i < OPTIONS; i++)
         if (value[i] && options[i].use & BUDGETED) cap = options[i].name;
-    if (!lipschitz && (cap || !holds_caps(&c))) c.lipschitz = 0;
+    if (!given(value, AT(lipschitz)) && (cap || !holds_caps(&c))) c.lipschitz = 0;
     if (c.alpha == 0) c.alpha = 0.5 / c.blocks;
     if (c.lipschitz == 0) return c;
     if (cap && (c.residual != CONCAT || given(value, AT(cap_head)) || given(value, AT(cap))))
@@ -2689,8 +2688,9 @@ static Data read_vocabulary(const File *f) {
 // checkpoint_load: the model with its settings; vocabulary and progress are set, too.
 static Model *checkpoint_load(const char *path, Data *vocabulary, Progress *progress) {
     File f = open_tensors(path);
-    Config c = preset_config(TIGHT);
-    char source[PATH_SIZE + 32], least[32];
+    Config c = preset_config(PAPER);
+    c.eval_windows = 0; // before there was such an option, reports took all
+    char source[PATH_SIZE + 32];
     const char *format = metadata_of(&f, "format", NULL, NULL);
     bool second = !strcmp(format, "lipgpt 2"); // there alpha is called residual
     if (!second && strcmp(format, "lipgpt 3"))
@@ -2708,10 +2708,8 @@ static Model *checkpoint_load(const char *path, Data *vocabulary, Progress *prog
         const char *older = o->offset == AT(alpha) ? "residual"
                             : o->offset == AT(momentum) ? "beta" : NULL;
         bool there = find(&f, f.header, f.end, o->name);
-        snprintf(least, sizeof least, "%g", o->low);
-        if (o->use & LATER && (second || !there))
-            set_option(&c, o, o->words ? o->words[0] : o->type == STRING ? "" : least, source, 1);
-        else if (o->use & SAVED || (o->use & FORMER && there))
+        if (o->use & LATER && (second || !there)) continue;
+        if (o->use & SAVED || (o->use & FORMER && there))
             set_option(&c, o, metadata_of(&f, o->name, older, NULL), source, 1);
     }
     *vocabulary = read_vocabulary(&f);
@@ -3028,8 +3026,8 @@ static int command_use(const char **value, int command) {
     const Config *from = told ? &settings : &m->config;
     const char *path = *from->val_data ? from->val_data : from->data; // validation is all it takes
     if (!told && command != EVAL) path = NULL;
-    else if (*from->val_data) data = load_data("", path, m->config.context, &data);
-    else data = load_data(path, "", m->config.context, &data);
+    else
+        data = load_data(*from->val_data ? "" : path, from->val_data, m->config.context, &data);
     Run r = run_create(m, data, progress);
     if (command == SAMPLE) {
         write_sample(stdout, &r, &settings);
