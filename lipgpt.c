@@ -2534,12 +2534,10 @@ static File open_tensors(const char *path) {
     return f;
 }
 
-// metadata_of: a value of the metadata; `older`, or NULL, is its name in the format "lipgpt 2", and
-// `absent`, or NULL, the value that it has where it is missing.
-static char *metadata_of(const File *f, const char *key, const char *older, const char *absent) {
+// metadata_of: a value of the metadata; `absent`, or NULL, is what it is where it is missing.
+static char *metadata_of(const File *f, const char *key, const char *absent) {
     static char text[2 * PATH_SIZE];
     const char *value = find(f, f->header, f->end, key);
-    if (!value && older) value = find(f, f->header, f->end, older);
     if (!value && absent) return strcpy(text, absent);
     if (!value) die(REFETCH, "%s: metadata %s is missing: no checkpoint of lipgpt", f->path, key);
     if (!read_string(value, text, sizeof text))
@@ -2549,7 +2547,7 @@ static char *metadata_of(const File *f, const char *key, const char *older, cons
 
 // metadata_number: a value of the metadata from 0 to `most`.
 static uint64_t metadata_number(const File *f, const char *key, uint64_t most) {
-    const char *text = metadata_of(f, key, NULL, NULL);
+    const char *text = metadata_of(f, key, NULL);
     char *end;
     errno = 0;
     unsigned long long number = strtoull(text, &end, 10);
@@ -2671,7 +2669,7 @@ static void checkpoint_save(const char *path, const Model *m, const Data *data, 
 // read_vocabulary: of a text, rising bytes in hexadecimal; of shards, only its size.
 static Data read_vocabulary(const File *f) {
     Data v = {.vocabulary = (int)metadata_number(f, "vocabulary_size", 65536)};
-    const char *hex = metadata_of(f, "vocabulary", NULL, NULL);
+    const char *hex = metadata_of(f, "vocabulary", NULL);
     size_t length = strlen(hex);
     v.is_text = length > 0;
     bool good = v.vocabulary >= 2 && (!v.is_text || length == 2 * (size_t)v.vocabulary);
@@ -2691,12 +2689,12 @@ static Model *checkpoint_load(const char *path, Data *vocabulary, Progress *prog
     Config c = preset_config(PAPER);
     c.eval_windows = 0; // before there was such an option, reports took all
     char source[PATH_SIZE + 32];
-    const char *format = metadata_of(&f, "format", NULL, NULL);
-    bool second = !strcmp(format, "lipgpt 2"); // there alpha is called residual
+    const char *format = metadata_of(&f, "format", NULL);
+    bool second = !strcmp(format, "lipgpt 2"); // with older names of alpha and momentum
     if (!second && strcmp(format, "lipgpt 3"))
         die(REFETCH, "%s: format %s, expected lipgpt 2 or 3", path, format);
     snprintf(source, sizeof source, "%s: ", path);
-    char *settings = metadata_of(&f, "settings", NULL, "");
+    char *settings = metadata_of(&f, "settings", "");
     for (char *name = strtok(settings, " "); name; name = strtok(NULL, " ")) {
         const Option *o = options;
         while (o < options + OPTIONS && strcmp(o->name, name)) o++;
@@ -2705,18 +2703,19 @@ static Model *checkpoint_load(const char *path, Data *vocabulary, Progress *prog
                 source, name);
     }
     for (const Option *o = options; o < options + OPTIONS; o++) {
-        const char *older = o->offset == AT(alpha) ? "residual"
-                            : o->offset == AT(momentum) ? "beta" : NULL;
-        bool there = find(&f, f.header, f.end, o->name);
+        const char *name = o->name;
+        if (second && o->offset == AT(alpha)) name = "residual";
+        if (second && o->offset == AT(momentum)) name = "beta";
+        bool there = find(&f, f.header, f.end, name);
         if (o->use & LATER && (second || !there)) continue;
         if (o->use & SAVED || (o->use & FORMER && there))
-            set_option(&c, o, metadata_of(&f, o->name, older, NULL), source, 1);
+            set_option(&c, o, metadata_of(&f, name, NULL), source, 1);
     }
     *vocabulary = read_vocabulary(&f);
     progress->step = (int)metadata_number(&f, "step", INT_MAX);
     progress->rng.state = metadata_number(&f, "rng", UINT64_MAX);
     progress->fingerprint = metadata_number(&f, "data_fingerprint", UINT64_MAX);
-    progress->train_loss = strtod(metadata_of(&f, "train_loss", NULL, "nan"), NULL);
+    progress->train_loss = strtod(metadata_of(&f, "train_loss", "nan"), NULL);
     c.vocabulary = vocabulary->vocabulary;
     config_check(&c, 1);
     Model plan = {.config = c};

@@ -2498,8 +2498,8 @@ static void test_saved_bounds(void) {
         certify(m, &k);
         checkpoint_save("bounds.st", m, &data, &progress, &k);
         File f = open_tensors("bounds.st");
-        double sound = strtod(metadata_of(&f, "certificate_log10", NULL, NULL), NULL);
-        double paper = strtod(metadata_of(&f, "paper_bound_log10", NULL, NULL), NULL);
+        double sound = strtod(metadata_of(&f, "certificate_log10", NULL), NULL);
+        double paper = strtod(metadata_of(&f, "paper_bound_log10", NULL), NULL);
         expect(sound >= k.log10_sound && sound < k.log10_sound + 2e-9);
         expect(paper >= k.log10_paper && paper < k.log10_paper + 2e-9);
         free(f.header), free(f.bytes);

@@ -315,11 +315,11 @@ static void save_net(const Net *net) {
 static Net load_net(Setup n) {
     char source[PATH_SIZE + 8];
     File f = open_tensors(n.c.model);
-    if (strcmp(metadata_of(&f, "format", NULL, NULL), "lipgpt mlp 1"))
+    if (strcmp(metadata_of(&f, "format", NULL), "lipgpt mlp 1"))
         die("give a checkpoint that build/mlp wrote", "%s is of another format", f.path);
     snprintf(source, sizeof source, "%s: ", f.path);
     for (const Option *o = table; o < table + rows; o++)
-        if (o->use & SAVED) set_option(&n, o, metadata_of(&f, o->name, NULL, NULL), source, 1);
+        if (o->use & SAVED) set_option(&n, o, metadata_of(&f, o->name, NULL), source, 1);
     Net net = net_create(&n, CHUNK);
     if (f.size - f.data != (net.m->second ? 3 : 2) * net.m->size * sizeof(float))
         die(REFETCH, "%s has not the size that its settings want", f.path);
