@@ -1281,8 +1281,8 @@ static int window_count(Span split, Protocol protocol, int context) {
     return split.count <= T ? 1 : split.count - T < 1280 ? (int)(split.count - T) : 1280;
 }
 
-// window_of: number i of `windows` that are evenly spread over all: T tokens, and one more, the last
-// target. T is the context or what is left.
+// window_of: number i of `windows`, evenly spread over all: T tokens, and one more, the last target.
+// T is the context or what is left.
 static Span window_of(Span split, Protocol protocol, int context, int i, int windows) {
     long long all = window_count(split, protocol, context);
     size_t T = (size_t)context, w = (size_t)(all * i / windows);
@@ -2066,13 +2066,11 @@ static Span load_file(const char *path, Data *data) {
 }
 
 // load_data: the files of a pattern, which has a * in it, in order of name, or one file, and one to
-// validate on, for a new model or for a trained one, whose vocabulary is `known`. Either may be "".
-static Data load_data(const char *pattern, const char *validation, int context,
-                      const Data *known) {
+// validate on. Either may be "". `data` has the vocabulary, if it is known already, or is zero.
+static Data load_data(const char *pattern, const char *validation, int context, Data data) {
     glob_t found = {0};
     bool one = !strchr(pattern, '*') || access(pattern, F_OK) == 0 ||
                glob(pattern, 0, NULL, &found) != 0;
-    Data data = known ? *known : (Data){0};
     data.fingerprint = 0xcbf29ce484222325u, data.count = 0;
     data.files = !*pattern ? 0 : one ? 1 : (int)found.gl_pathc;
     data.train = allocate((size_t)data.files + 1, sizeof(Span));
@@ -2908,8 +2906,7 @@ static void report(Run *r, FILE *log) {
 // new_run: a fresh model, of the preset and what was given.
 static Run new_run(const char **value) {
     Config c = new_settings(value);
-    Data wanted = {.vocabulary = c.vocabulary}; // of shards
-    Data data = load_data(c.data, c.val_data, c.context, c.vocabulary ? &wanted : NULL);
+    Data data = load_data(c.data, c.val_data, c.context, (Data){.vocabulary = c.vocabulary});
     c.vocabulary = data.vocabulary;
     if (c.lipschitz > 0) apply_budget(&c);
     config_check(&c, 2);
@@ -2927,7 +2924,7 @@ static Run resumed_run(const char *path, const char **value) {
     Config *c = &m->config;
     snprintf(c->out, sizeof c->out, "%s", path);
     apply_given(c, value, true);
-    Run r = run_create(m, load_data(c->data, c->val_data, c->context, &known), progress);
+    Run r = run_create(m, load_data(c->data, c->val_data, c->context, known), progress);
     if (r.data.fingerprint != progress.fingerprint)
         die("give the same file with --data", "%s is not the text of the run", c->data);
     int end = c->stop >= 0 && progress.step < c->steps ? c->stop - 1 : c->steps; // done: repeated
@@ -2965,7 +2962,7 @@ static int command_train(const char **value, int command) {
     int end = c->stop >= 0 && c->stop < c->steps ? c->stop : c->steps;
     for (int step = r.first; true; step = r.progress.step) {
         if ((step > 0 && step % c->eval_every == 0) || step >= end) report(&r, log);
-        if (step >= end || interrupted) break; // past it: a run that was over is resumed with --stop
+        if (step >= end || interrupted) break; // past it: a --stop that a finished run is beyond
         if (c->sample_every && step > r.first && step % c->sample_every == 0)
             fputs(fresh_line(), stderr), write_sample(stderr, &r, c);
         r.progress.train_loss = train_step(r.m, r.spaces, r.data.train, r.data.files,
@@ -3025,8 +3022,7 @@ static int command_use(const char **value, int command) {
     const Config *from = told ? &settings : &m->config;
     const char *path = *from->val_data ? from->val_data : from->data; // validation is all it takes
     if (!told && command != EVAL) path = NULL;
-    else
-        data = load_data(*from->val_data ? "" : path, from->val_data, m->config.context, &data);
+    else data = load_data(*from->val_data ? "" : path, from->val_data, m->config.context, data);
     Run r = run_create(m, data, progress);
     if (command == SAMPLE) {
         write_sample(stdout, &r, &settings);

@@ -2015,7 +2015,7 @@ static void test_shards(void) {
 
     put_shard("val.bin", 90, 0, 128);
     int32_t taken_from[3] = {0};
-    Data data = load_data("many_*.bin", "val.bin", LONG, NULL);
+    Data data = load_data("many_*.bin", "val.bin", LONG, (Data){0});
     const Span *texts = data.train; // many_1.bin, many_2.bin, val.bin
     Rng rng = {7};
     for (int i = 0; i < 20000; i++) {

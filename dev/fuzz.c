@@ -89,7 +89,7 @@ static void fuzz_checkpoint(void) {
 }
 
 static void fuzz_data(void) {
-    Data fresh = load_data(path, "", 4, NULL), again = load_data(path, "", 4, &fresh);
+    Data fresh = load_data(path, "", 4, (Data){0}), again = load_data(path, "", 4, fresh);
     if (again.vocabulary != fresh.vocabulary || again.fingerprint != fresh.fingerprint) abort();
     data_free(&fresh), data_free(&again);
 }

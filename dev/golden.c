@@ -406,7 +406,7 @@ static void of_checkpoint(const char *model, const char *path, const char *out) 
     if (single) to_double(model, copy);
     g.m = checkpoint_load(single ? copy : model, &known, &g.progress);
     if (single) remove(copy);
-    g.data = load_data(path, "", g.m->config.context, &known);
+    g.data = load_data(path, "", g.m->config.context, known);
     golden_write(&g, out);
     golden_free(&g);
 }

@@ -260,7 +260,7 @@ int SEARCH_MAIN(int argc, char **argv) {
     Model *m = checkpoint_load(settings.model, &data, &progress);
     if (*settings.pair)
         check_places((const char *const[]){settings.model, settings.data, settings.pair}, 2, 3);
-    if (*settings.data) data = load_data(settings.data, "", m->config.context, &data);
+    if (*settings.data) data = load_data(settings.data, "", m->config.context, data);
     Run r = run_create(m, data, progress);
     certify(m, &r.certificate);
     if (*settings.data) printf("data\t%s\n", settings.data);
