@@ -333,7 +333,6 @@ static double largest_row(const float *x, int rows, int cols) {
     return largest;
 }
 
-// scale_by: x <- factor x.
 static void scale_by(float *x, size_t n, double factor) {
     for (size_t i = 0; i < n; i++) x[i] = (float)(factor * (double)x[i]);
 }
@@ -355,11 +354,7 @@ static void transpose(float *to, const float *from, int rows, int cols, float sc
 
 #define EPSILON 2.220446049250313e-16
 
-#ifdef __AVX512F__
-enum { WIDE = 8, TILE = 4 };
-#else
-enum { WIDE = 4, TILE = 3 };
-#endif
+enum { WIDE = VEC_BYTES == 64 ? 8 : 4, TILE = VEC_BYTES == 64 ? 4 : 3 };
 typedef double Wide __attribute__((vector_size(WIDE * sizeof(double))));
 
 // gram_double: g = a a^T in double.     a (n, k) with k a multiple of WIDE, g (n, stride >= n)
@@ -467,7 +462,6 @@ static Scratch scratch_create(int rows, int cols) {
     return (Scratch){n, k, floats(nk), floats(nk), floats(nn), floats(nn)};
 }
 
-// scratch_free: x and y may have changed places.
 static void scratch_free(Scratch *s) { free(s->x), free(s->y), free(s->gram), free(s->gram2); }
 
 // widen: X (n, k) = scale W, or scale W^T if W (rows, cols) is tall.
@@ -1281,8 +1275,8 @@ static int window_count(Span split, Protocol protocol, int context) {
     return split.count <= T ? 1 : split.count - T < 1280 ? (int)(split.count - T) : 1280;
 }
 
-// window_of: number i of `windows`, evenly spread over all: T tokens, and one more, the last target.
-// T is the context or what is left.
+// window_of: number i of `windows` that are evenly spread over all: T tokens, the context or what
+// is left, and one more, the last target.
 static Span window_of(Span split, Protocol protocol, int context, int i, int windows) {
     long long all = window_count(split, protocol, context);
     size_t T = (size_t)context, w = (size_t)(all * i / windows);
@@ -1350,17 +1344,15 @@ static int by_cost(const void *a, const void *b) {
     return (x < y) - (x > y);
 }
 
-typedef enum { CAPPED_SLICES, ALL_SLICES } Slices; // with a cap of their own; wholes and heads
-
-// for_slices: work(m, slice, context) for every slice of the model, in parallel, the most expensive
-// first, so that all threads end together.
-static void for_slices(const Model *m, Slices which,
-                       void (*work)(const Model *, const Slice *, void *), void *context) {
+// for_slices: work(m, slice, context) for every slice of the model, wholes and heads, in parallel,
+// the most expensive first, so that all threads end together.
+static void for_slices(const Model *m, void (*work)(const Model *, const Slice *, void *),
+                       void *context) {
     int H = m->config.heads, count = 0;
     Slice *slices = allocate((size_t)m->count * (size_t)(H + 1), sizeof *slices);
     for (Tensor *t = m->tensors; t < m->tensors + m->count; t++)
         for (int head = -1; head < (has_slices(t->kind) ? H : 0); head++) {
-            if (t->size == 0 || (which == CAPPED_SLICES && !has_own_cap(t, head))) continue;
+            if (t->size == 0) continue;
             int rows = head < 0 ? t->rows : t->rows / H;
             double n = is_matrix(t->kind) ? imin(rows, t->cols) : 1;
             size_t first = head < 0 ? 0 : (size_t)head * (size_t)rows * (size_t)t->cols;
@@ -1548,8 +1540,9 @@ static void step_matrix(const Config *c, float *W, const float *m, int rows, int
 
 typedef struct { const float *gradient; double eta; } Step; // (m->size); learning rate
 
-// step_slice: momentum, update and cap of one slice.
+// step_slice: momentum, update and cap of one slice, if it has a cap of its own.
 static void step_slice(const Model *m, const Slice *slice, void *context) {
+    if (!has_own_cap(slice->t, slice->head)) return;
     const Step *step = context;
     const Config *c = &m->config;
     const Tensor *t = slice->t;
@@ -1571,7 +1564,7 @@ static void step_slice(const Model *m, const Slice *slice, void *context) {
 // rate of this step.
 static void optimizer_step(Model *m, const float *gradient, double eta) {
     Step step = {gradient, eta};
-    for_slices(m, CAPPED_SLICES, step_slice, &step);
+    for_slices(m, step_slice, &step);
 }
 
 // check_finite: stop at the first NaN or infinity; the last checkpoint stays as it was.
@@ -1745,7 +1738,7 @@ static void paper_bound(const Model *m, Certificate *out) {
 
 // certify: the certificate of the weights as they are, and the paper's bound.
 static void certify(const Model *m, Certificate *out) {
-    for_slices(m, ALL_SLICES, measure_slice, NULL);
+    for_slices(m, measure_slice, NULL);
     compose(m, norm(m, EMBED, 0), out);
     paper_bound(m, out);
 }
@@ -2001,7 +1994,6 @@ static void refuse_foreign(const char *path, const char *bytes, size_t size) {
 #define SHARD_MAGIC 20240520
 enum { HEADER = 1024 }; // bytes of a shard before its tokens: magic, version, how many; zeros
 
-// is_shard: whether a file begins like a shard.
 static bool is_shard(const char *path) {
     int32_t header[3];
     FILE *file = fopen(path, "rb");

@@ -242,6 +242,7 @@ static void add_bounds(Dump *d, const Model *m, const float *logits, int T) {
 // update_slice: the direction of one slice's update, before learning rate, share and unit.
 static void update_slice(const Model *m, const Slice *slice, void *context) {
     const Tensor *t = slice->t;
+    if (!has_own_cap(t, slice->head)) return;
     const float *momentum = m->momentum + slice->offset;
     float *update = (float *)context + slice->offset;
     if (is_matrix(t->kind)) {
@@ -277,7 +278,7 @@ static void add_step(Dump *d, Model *m, const float *gradient, double eta) {
     add_tensors(d, m, "momentum_after.", m->momentum);
     add_tensors(d, m, "second_after.", m->second);
     if (c->optimizer == MUON) {
-        for_slices(m, CAPPED_SLICES, update_slice, update);
+        for_slices(m, update_slice, update);
         add_tensors(d, m, "update.", update);
         for (const Tensor *t = m->tensors; t < m->tensors + m->count; t++)
             if (t->size) *add(d, 1, 1, "u.%s", t->name) = (float)(eta * t->share);

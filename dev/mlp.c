@@ -206,7 +206,7 @@ static double net_gradient(const Net *net, const int *batch, uint64_t seed, floa
 // net_certify: constants multiply, and neither activation adds anything.
 static Certificate net_certify(const Net *net) {
     Certificate k = {.log10_trunk = 0};
-    for_slices(net->m, ALL_SLICES, measure_slice, NULL);
+    for_slices(net->m, measure_slice, NULL);
     for (int l = 0; l < net->n.c.blocks; l++) k.log10_trunk += log10(norm(net->m, W_IN, l));
     double error = COMPOSE_ERROR(net->n.c.blocks, 1, fabs(k.log10_trunk));
     if (isfinite(error)) k.log10_trunk += error; // a layer of zeros has a log of -infinity
