@@ -2855,16 +2855,16 @@ static FILE *open_log(Run *r) {
     return log;
 }
 
-// show_progress: what a terminal redraws after every step, and what follows each report.
-static void show_progress(const Run *r, const char *after) {
+// show_progress: what a terminal redraws after every step, and what a report begins with.
+static void show_progress(const Run *r) {
     const Config *c = &r->m->config;
     int steps = r->progress.step - r->first; // 0 where a run only finishes
     double pace = (seconds() - r->began) / max(1, steps); // seconds per step
     double rate = steps > 0 ? c->batch / pace * c->context : 0;
     long long left = (long long)(pace * (c->steps - r->progress.step));
-    fprintf(stderr, "%s%d/%d  train %.4f  %.0f tokens/s  ETA %lld:%02lld:%02lld%s", fresh_line(),
+    fprintf(stderr, "%s%d/%d  train %.4f  %.0f tokens/s  ETA %lld:%02lld:%02lld", fresh_line(),
             r->progress.step, c->steps, r->progress.train_loss, rate, left / 3600, left / 60 % 60,
-            left % 60, after);
+            left % 60);
 }
 
 #define BUG "report this as a bug"
@@ -2873,7 +2873,6 @@ static void show_progress(const Run *r, const char *after) {
 static void report(Run *r, FILE *log) {
     const Config *c = &r->m->config;
     int step = r->progress.step;
-    char text[256], part[64] = "";
     certify(r->m, &r->certificate);
     check_promise(r->m, &r->certificate, step, BUG);
     checkpoint_save(c->out, r->m, &r->data, &r->progress, &r->certificate);
@@ -2888,11 +2887,11 @@ static void report(Run *r, FILE *log) {
             score.accuracy, K, paper, score.largest, norm_over_cap(r->m),
             c->lr * (1 - (step - 1.0) / c->steps), seconds() - r->began);
     if (fflush(log) != 0) die("make room on the disk", "cannot write the log: %s", strerror(errno));
-    if (r->part) snprintf(part, sizeof part, " on %d windows", r->part);
-    snprintf(text, sizeof text, "  validation %.4f (%.2f %%)%s  certificate %s  paper's bound %s\n",
-             score.loss, 100 * score.accuracy, part, K, paper);
-    show_progress(r, text);
     r->logged = step;
+    show_progress(r);
+    fprintf(stderr, "  validation %.4f (%.2f %%)", score.loss, 100 * score.accuracy);
+    if (r->part) fprintf(stderr, " on %d windows", r->part);
+    fprintf(stderr, "  certificate %s  paper's bound %s\n", K, paper);
 }
 
 // new_run: a fresh model, of the preset and what was given.
@@ -2964,7 +2963,7 @@ static int command_train(const char **value, int command) {
         certify(r.m, &r.certificate);
         check_promise(r.m, &r.certificate, r.progress.step, BUG);
 #endif
-        if (isatty(2)) show_progress(&r, "");
+        if (isatty(2)) show_progress(&r);
     }
     if (r.saved != r.progress.step) report(&r, log); // a signal came
     fclose(log);
