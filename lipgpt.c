@@ -2396,24 +2396,24 @@ typedef struct { char name[64]; int rows, cols; float *values; size_t begin, end
 
 // write_arrays: a whole file. metadata is JSON text, `"key":"value",...`.
 static void write_arrays(const char *path, const char *metadata, Array *arrays, int count) {
-    char *header;
-    size_t length, begin = 0;
-    FILE *text = open_memstream(&header, &length), *file = open_file(path);
-    if (!text) die("free some memory", "cannot save %s: %s", path, strerror(errno));
-    fprintf(text, "{\"__metadata__\":{%s}", metadata);
+    uint64_t length = 0; // of the header: written again when it is known
+    size_t begin = 0;
+    FILE *file = open_file(path);
+    fwrite(&length, 8, 1, file);
+    fprintf(file, "{\"__metadata__\":{%s}", metadata);
     for (const Array *a = arrays; a < arrays + count; a++) {
         size_t end = begin + (size_t)a->rows * (size_t)a->cols * sizeof(float);
-        fprintf(text, ",\"%s\":{\"dtype\":\"%s\",\"shape\":[%d,%d],\"data_offsets\":[%zu,%zu]}",
+        fprintf(file, ",\"%s\":{\"dtype\":\"%s\",\"shape\":[%d,%d],\"data_offsets\":[%zu,%zu]}",
                 a->name, DTYPE, a->rows, a->cols, begin, end);
         begin = end;
     }
-    fprintf(text, "}       "), fclose(text); // the data starts at a multiple of 8
-    uint64_t padded = length / 8 * 8;
-    fwrite(&padded, 8, 1, file), fwrite(header, 1, padded, file);
+    fprintf(file, "}       ");
+    length = (uint64_t)ftell(file) / 8 * 8 - 8; // the data starts at a multiple of 8
+    fseek(file, 0, SEEK_SET), fwrite(&length, 8, 1, file);
+    fseek(file, (long)length + 8, SEEK_SET);
     for (const Array *a = arrays; a < arrays + count; a++)
         fwrite(a->values, sizeof(float), (size_t)a->rows * (size_t)a->cols, file);
     finish_file(file, path), fclose(file);
-    free(header);
 }
 
 // arrays_of: weights, momenta and, for AdamW, mean squares: of every tensor that has any.
