@@ -1291,8 +1291,7 @@ typedef struct {
 } Score;
 
 // evaluate: means over the windows of a split, all or `most` of them, evenly spread (most 0: all).
-// seen (2L + 1) gets the largest norm of a token before every layer and after the last. A signal
-// cuts it short.
+// seen (2L + 1) gets the largest norm of a token before every layer and after the last.
 static Score evaluate(const Model *m, Workspace *spaces, Span split, Protocol protocol, int most,
                       double *seen) {
     const Config *c = &m->config;
@@ -1560,8 +1559,7 @@ static void step_slice(const Model *m, const Slice *slice, void *context) {
 }
 
 // optimizer_step: the momentum is a running mean of gradients (no Nesterov, no bias correction);
-// then every slice with a cap of its own is updated and capped, in parallel. eta is the learning
-// rate of this step.
+// then every slice with a cap of its own is updated and capped. eta is the step's learning rate.
 static void optimizer_step(Model *m, const float *gradient, double eta) {
     Step step = {gradient, eta};
     for_slices(m, step_slice, &step);
@@ -1774,8 +1772,7 @@ static void print_norms(const Model *m) {
     }
 }
 
-// print_layers: what each layer adds, and the largest norm that was seen (2L + 1) there on data, or
-// NULL.
+// print_layers: what each layer adds; seen (2L + 1), or NULL, has the largest norms on data.
 static void print_layers(const Model *m, const Certificate *k, const double *seen) {
     Layer row = {k->radius, 0, log10(norm(m, EMBED, 0))};
     printf("\nlayer\tactivation_bound\tlargest_seen\tcertificate\tpaper_bound\tscore_bounds\n");
@@ -1842,8 +1839,7 @@ static void scale_caps(Config *c, double factor) {
 
 // bound_at_caps: log10 of the sound bound that the caps times `factor` allow. Unless heads are
 // capped one by one, a slice may take all of its matrix's norm: sigma_max(W^h) <= sigma_max(W), so
-// |W^h| <= sqrt(H) |W|. bracket_width covers float rounding, too: no measured certificate exceeds
-// this.
+// |W^h| <= sqrt(H) |W|. With bracket_width, no certificate as measured exceeds this.
 static double bound_at_caps(const Config *c, double factor) {
     Model m = {.config = *c};
     scale_caps(&m.config, factor);
@@ -2019,8 +2015,7 @@ static unsigned char *map_shard(const char *path, size_t *size) {
     return (unsigned char *)header;
 }
 
-// load_file: the tokens of a text or a shard. The first file makes the vocabulary, unless it is
-// known.
+// load_file: the tokens of a text or a shard. The first makes the vocabulary, unless it is known.
 static Span load_file(const char *path, Data *data) {
     bool seen[256] = {0}, known = data->vocabulary > 0, is_text = !is_shard(path);
     size_t size;
@@ -2342,7 +2337,6 @@ static bool same_file(const char *a, const char *b) {
 }
 
 // open_file: a temporary of our own beside path, with the directories that path needs, or death.
-// Nobody else writes to it, and no file that is there is touched.
 static FILE *open_file(const char *path) {
     static char name[PATH_SIZE + 32];
     struct stat status;
