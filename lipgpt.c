@@ -814,7 +814,7 @@ static int draw(float *logits, int V, double temperature, Rng *rng) {
 // The paper has keep = 1 - alpha, alpha = 1/(2L), factor = 1/3, phi = GELU/1.1289, no biases. Ours:
 // x = [x, factor Attention(x)] W_o^T, and the MLP alike. All but the last line is called the trunk.
 
-enum { PATH_SIZE = 1024 };
+enum { PATH_SIZE = 1024, MOST_BLOCKS = 1024 };
 typedef enum { TIGHT, PAPER, PAPER_145M } Preset;
 typedef enum { CONVEX, PLAIN, CONCAT } Residual; // plain: keep = alpha = 1
 typedef enum { MUON, ADAMW } Optimizer;                                         // section 6
@@ -1610,16 +1610,11 @@ static double train_step(Model *m, Workspace *spaces, const Span *texts, int cou
 typedef struct { double activation, log10_sound, log10_paper; } Layer; // after each layer
 
 typedef struct {
-    Layer *layers;                   // 2L of them: attention, MLP, attention, ...
+    Layer layers[2 * MOST_BLOCKS];   // 2L of them: attention, MLP, attention, ...
     double radius;                   // R0: the domain is |x| <= R0
     double log10_trunk;              // sound, from embeddings to the last block's output
     double log10_sound, log10_paper; // from embeddings to logits
 } Certificate;
-
-// certificate_create: empty; compose and paper_bound fill it.
-static Certificate certificate_create(const Model *m) {
-    return (Certificate){.layers = allocate(2 * (size_t)m->config.blocks, sizeof(Layer))};
-}
 
 // norm: upper end of the norm of a whole tensor.
 static double norm(const Model *m, Kind kind, int block) {
@@ -1850,9 +1845,9 @@ static double bound_at_caps(const Config *c, double factor) {
         for (int h = 0; h < c->heads; h++)
             t->heads[h].upper = t->norm.upper * (t->slices > 1 ? 1 : sqrt(c->heads));
     }
-    Certificate out = certificate_create(&m);
+    Certificate out;
     compose(&m, norm(&m, EMBED, 0), &out);
-    free(m.tensors), free(m.brackets), free(out.layers);
+    free(m.tensors), free(m.brackets);
     return out.log10_sound;
 }
 
@@ -1905,12 +1900,11 @@ static double margin(const float *z, int target, const double *distances, int V)
 // provably stay so when every embedding of the window moves by up to eps. It may then leave
 // |x| <= R0 by eps, so the trunk's constant is that of the larger domain.
 static double certified_share(const Model *m, Workspace *spaces, Span split, int windows,
-                              const double *distances, double eps, Certificate *k) {
+                              const double *distances, double eps) {
     int V = m->config.vocabulary, context = m->config.context, positions = 0, proven = 0;
-    double radius = k->radius;
-    compose(m, radius + eps, k);
-    double reach = eps > 0 ? pow(10, k->log10_trunk) * eps * (1 + 1e-9) : 0; // the trunk's output
-    compose(m, radius, k);
+    Certificate wider;
+    compose(m, norm(m, EMBED, 0) + eps, &wider);
+    double reach = eps > 0 ? pow(10, wider.log10_trunk) * eps * (1 + 1e-9) : 0; // of its output
     #pragma omp parallel for schedule(dynamic, 1) reduction(+ : positions, proven)
     for (int i = 0; i < windows; i++) {
         Workspace *s = &spaces[omp_get_thread_num()];
@@ -2153,7 +2147,7 @@ static const Option options[] = {
     INT("vocabulary", vocabulary, 2, 1 << 16, TRAIN, "of shards; else by the first one's ids"),
     INT("width", width, 2, 1 << 16, KEPT, "of the residual stream, d"),
     INT("heads", heads, 1, 1 << 10, KEPT, "of attention, H"),
-    INT("blocks", blocks, 1, 1 << 10, KEPT, "each attention and MLP, L"),
+    INT("blocks", blocks, 1, MOST_BLOCKS, KEPT, "each attention and MLP, L"),
     INT("context", context, 1, 1 << 16, KEPT, "tokens of a window, T"),
     INT("mlp-ratio", mlp_ratio, 1, 64, KEPT, "hidden units per unit of width"),
     WORD("activation", activation, "gelu|maxmin (ours)"),
@@ -2732,7 +2726,7 @@ typedef struct { // everything that a command holds; it ends with the process
 
 // run_create: takes over m and data; run_free gives all back and returns the exit status.
 static Run run_create(Model *m, Data data, Progress progress) {
-    return (Run){.m = m, .data = data, .progress = progress, .certificate = certificate_create(m),
+    return (Run){.m = m, .data = data, .progress = progress,
                  .spaces = workspaces_create(&m->config, omp_get_max_threads()),
                  .seen = doubles(2 * (size_t)m->config.blocks + 1), .began = seconds(),
                  .first = progress.step, .saved = -1};
@@ -2741,7 +2735,7 @@ static Run run_create(Model *m, Data data, Progress progress) {
 static int run_free(Run *r, int status) {
     workspaces_free(r->spaces, &r->m->config, omp_get_max_threads());
     model_free(r->m);
-    data_free(&r->data), free(r->certificate.layers), free(r->seen), free(r->lanes);
+    data_free(&r->data), free(r->seen), free(r->lanes);
     return status;
 }
 
@@ -2990,8 +2984,8 @@ static void print_predictions(Run *r, int windows) {
     windows = imin(windows, window_count(split, FULL_SPLIT, r->m->config.context));
     printf("\neps\tcertified_accuracy\t(%d windows)\n", windows);
     for (int i = 0; i < LEVELS; i++)
-        printf("%g\t%.4f\n", levels[i], certified_share(r->m, r->spaces, split, windows, distances,
-                                                        levels[i], &r->certificate));
+        printf("%g\t%.4f\n", levels[i],
+               certified_share(r->m, r->spaces, split, windows, distances, levels[i]));
     free(distances);
 }
 

@@ -243,7 +243,7 @@ static void *take(size_t count, size_t size) {
 static Lab lab_create(const Config *c) {
     Model *m = model_create(c);
     Workspace *spaces = workspaces_create(c, omp_get_max_threads());
-    return open_labs[lab_count++] = (Lab){m, spaces, certificate_create(m)};
+    return open_labs[lab_count++] = (Lab){.m = m, .s = spaces};
 }
 
 static void give_back(void) {
@@ -251,7 +251,7 @@ static void give_back(void) {
     while (lab_count > 0) {
         Lab *lab = &open_labs[--lab_count];
         workspaces_free(lab->s, &lab->m->config, omp_get_max_threads());
-        free(lab->certificate.layers), model_free(lab->m);
+        model_free(lab->m);
     }
 }
 
@@ -860,13 +860,13 @@ static void test_presets(void) {
             for (int h = 0; h < m.config.heads && has_slices(t->kind); h++)
                 t->heads[h].upper = t->norm.upper * sqrt(m.config.heads);
         }
-        Certificate k = certificate_create(&m);
+        Certificate k;
         compose(&m, 1, &k), paper_bound(&m, &k);
         expect(isfinite(k.log10_sound) && k.log10_sound > k.log10_paper);
         if (i == 0) expect(k.log10_paper <= log10(10));
         else near(k.log10_paper, bounds[i].wanted, 1e-3, "log10 of paper_bound"); // 273.22, 256.97
         if (verbose) printf("145m: %.2f, sound %.2f\n", k.log10_paper, k.log10_sound);
-        free(m.tensors), free(m.brackets), free(k.layers);
+        free(m.tensors), free(m.brackets);
     }
     Model huge = {.config = large};
     huge.config.width = 1 << 16, huge.config.vocabulary = 1 << 16;
@@ -1714,7 +1714,7 @@ static void test_certified_share(void) {
         memcpy(radii + i, w.radii, sizeof w.radii);
     }
     #define SHARE(eps) certified_share(lab.m, lab.s, (Span){text, COUNT + 1}, WINDOWS, distances, \
-                                       eps, &lab.certificate)
+                                       eps)
     for (int i = 0; i < 2 * COUNT; i++) { // just inside of every radius, and just outside
         double eps = max(0, radii[i / 2] * (1 + (i % 2 ? 1e-6 : -1e-6)));
         int proven = 0;
@@ -2491,7 +2491,7 @@ static void test_saved_bounds(void) {
     Data data;
     Progress progress;
     Model *m = checkpoint_load("a/b/m.st", &data, &progress);
-    Certificate k = certificate_create(m);
+    Certificate k;
     for (int i = 0; i < 10; i++) {
         Tensor *head = tensor(m, W_HEAD, 0);
         scale_by(m->weights + head->offset, head->size, 1.1);
@@ -2504,7 +2504,7 @@ static void test_saved_bounds(void) {
         expect(paper >= k.log10_paper && paper < k.log10_paper + 2e-9);
         free(f.header), free(f.bytes);
     }
-    free(k.layers), model_free(m);
+    model_free(m);
 }
 
 // search: a lower bound below the certificate, its pair, and an attack beside what is certified.

@@ -202,7 +202,7 @@ static double certified_radius_of(const Model *m, Certificate *k, double room) {
 // layer; and of one window's logits (T, V) the certified radius of the largest one.
 static void add_bounds(Dump *d, const Model *m, const float *logits, int T) {
     int L = m->config.blocks, V = m->config.vocabulary;
-    Certificate k = certificate_create(m);
+    Certificate k;
     certify(m, &k);
     for (const Tensor *t = m->tensors; t < m->tensors + m->count; t++) {
         int heads = has_slices(t->kind) ? m->config.heads : 0;
@@ -236,7 +236,6 @@ static void add_bounds(Dump *d, const Model *m, const float *logits, int T) {
         }
         free(distances);
     }
-    free(k.layers);
 }
 
 // update_slice: the direction of one slice's update, before learning rate, share and unit.

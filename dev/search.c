@@ -230,8 +230,7 @@ static void print_attack(Run *r, int windows) {
     printf("\neps\tcertified_accuracy\taccuracy_under_attack\t(%d windows)\n", windows);
     for (int i = 0; i < LEVELS; i++)
         printf("%g\t%.4f\t%.4f\n", levels[i],
-               certified_share(r->m, r->spaces, split, windows, distances, levels[i],
-                               &r->certificate),
+               certified_share(r->m, r->spaces, split, windows, distances, levels[i]),
                surviving_share(r, split, windows, levels[i]));
     free(distances);
 }
