@@ -567,7 +567,8 @@ def bench(Run, o):
         run.step(tokens, targets, c.lr)
         seconds.append(time.perf_counter() - begin)
     median = np.median(seconds[2:])
-    print(f"{' '.join(sys.argv)}: {median:.3f} s a step, {c.batch * c.context / median:.0f} tokens/s")
+    rate = c.batch * c.context / median
+    print(f"{' '.join(sys.argv)}: {median:.3f} s a step, {rate:.0f} tokens/s")
 
 
 def train(Run, o):

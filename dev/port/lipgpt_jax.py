@@ -27,7 +27,7 @@ from lipgpt_common import GELU_DIVISOR, NEWTON_SCHULZ, constants, main, plan, st
 jax.config.update("jax_enable_x64", True)       # for check; weights of float32 stay so
 
 # ------------------------------------------------------------------------------------------------
-# The model. Positions of all windows are the rows of one matrix, (B T, d): XLA's products like that.
+# The model. Positions of all windows are rows of one matrix, (B T, d): XLA's products like that.
 
 
 def rope(x):
@@ -40,7 +40,7 @@ def rope(x):
 
 
 def attention(c, p, x, B, scale):
-    """concat_h(A_h v_h) (B T, n) of x (B T, d), and what stands on the way; p: a block's weights."""
+    """concat_h(A_h v_h) (B T, n) of x (B T, d), and what is on the way; p: a block's weights."""
     T, H = len(x) // B, c.heads
     part = lambda name: (x @ p[f"attention.{name}.weight"].T).reshape(B, T, H, -1).swapaxes(1, 2)
     v, scores, inside = part("value"), jnp.zeros((B, H, T, T), x.dtype), {}

@@ -4,15 +4,14 @@
     pip install torch numpy safetensors
     lipgpt_torch.py check [FILE ...] [--float32]    against golden files: one row per quantity
     lipgpt_torch.py eval|certify --model CHECKPOINT [--data FILE]
-    lipgpt_torch.py train --data FILE [--out CHECKPOINT] [--preset tight|paper] [--width 128 ...]
-    lipgpt_torch.py train --resume CHECKPOINT [--out CHECKPOINT] [--data FILE] [--steps N]
+    lipgpt_torch.py train [--resume CHECKPOINT] [--data FILE] [--out CHECKPOINT] [--steps N ...]
     lipgpt_torch.py sample --model CHECKPOINT [--prompt TEXT] [--tokens N] [--temperature X]
     lipgpt_torch.py bench [--preset paper] [--compile]     seconds of a step on random tokens
     torchrun --nproc-per-node N lipgpt_torch.py train ...     the same on N GPUs or processes
 
-Options have lipgpt's names, checkpoints go both ways; --device, --compile, --micro-batch and --bf16
-(of the network's products only) are this program's own. What no framework changes stands in
-lipgpt_common.py; dev/porting.md explains. B, T, d, H, dh, F, L, V and all names are lipgpt.c's.
+Options, B, T, d, H, dh, F, L, V and all names are lipgpt.c's, checkpoints go both ways; --device,
+--compile, --micro-batch and --bf16 (of the network's products only) are this program's own. What no
+framework changes stands in lipgpt_common.py; dev/porting.md explains.
 """
 
 import os
@@ -91,7 +90,9 @@ class Block(nn.Module):
 
     def residual(self, W, alpha, x, h):
         """keep x + alpha h W^T; or, where keep is 0, [x, alpha h] W^T."""
-        return torch.add(self.keep * x, W(h), alpha=alpha) if self.keep else W(torch.cat((x, alpha * h), -1))
+        if not self.keep:
+            return W(torch.cat((x, alpha * h), -1))
+        return torch.add(self.keep * x, W(h), alpha=alpha)
 
     def forward(self, x, seen):
         mid, W_o = x, self.attention.output
@@ -112,8 +113,7 @@ class Model(nn.Module):
         self.head = linear(c, "head")
 
     def forward(self, tokens, seen=None):
-        """Logits (B, T, V) of tokens (B, T), and the last x; what stands on the way goes to seen, a
-        dict of every block, if any."""
+        """Logits (B, T, V) of tokens (B, T), and the last x; seen: a dict a block for the rest."""
         x = self.embedding(tokens)
         for l, block in enumerate(self.blocks):
             x = block(x, seen and seen[l])
