@@ -10,7 +10,8 @@
                                                 data/cifar-10-batches-bin; with --input, take its
                                                 archive from a file
     python3 prepare_data.py --shard my.txt --out FOLDER [--shard-tokens N]
-                                                token shards of any text, a byte a token
+                                                token shards of any text, a byte a token, and
+                                                FOLDER/my_tokens.txt for --vocabulary-file
     python3 prepare_data.py --fineweb N         download the first N shards of FineWeb, 200 MB each,
                                                 and the one to validate on, to data/fineweb10B-gpt2
     python3 prepare_data.py --vocab vocab.json  GPT-2's tokens, given its vocab.json: a JSON string
@@ -216,6 +217,8 @@ def shard(source, folder, most):
             tokens.byteswap()
         write(os.path.join(folder, f"{name}_{i + 1:06d}.bin"),
               SHARD_HEADER.pack(SHARD_MAGIC, 1, len(part)) + tokens.tobytes())
+    write(os.path.join(folder, f"{name}_tokens.txt"),
+          "".join(json.dumps(chr(b)) + "\n" for b in range(256)).encode())
     say(f"wrote {len(data)} tokens to {count} shards in {shown(folder)}")
     return os.path.join(folder, f"{name}_*.bin")
 

@@ -177,9 +177,11 @@ def run_shards():
     run("--shard text --out data/bytes --shard-tokens 2000", 0, "data/bytes/text_*.bin\n",
         "wrote 5985 tokens to 3 shards")
     names, text = sorted(os.listdir("data/bytes")), content("text")
-    check(names == [f"text_{i:06d}.bin" for i in (1, 2, 3)], names)
-    for i, name in enumerate(names):
+    check(names == [f"text_{i:06d}.bin" for i in (1, 2, 3)] + ["text_tokens.txt"], names)
+    for i, name in enumerate(names[:3]):
         check(content(f"data/bytes/{name}") == shard_of(text[1995 * i:1995 * (i + 1)]), name)
+    lines = content("data/bytes/text_tokens.txt").decode().splitlines()
+    check([json.loads(line) for line in lines] == [chr(b) for b in range(256)], "the bytes' strings")
     run("--shard empty --out data/bytes", 1, "", "empty is empty")
     run("--shard text", 2, "", "give a folder with --out")
     run("--shard text --out data/bytes --shard-tokens 0", 2, "", "at least 1 token")
