@@ -2790,7 +2790,7 @@ static void write_sample(FILE *file, const Run *r, const Config *settings) {
     const Config *c = &r->m->config;
     const char *prompt = settings->prompt;
     size_t size;
-    const char *path = settings->vocabulary_file, *hint = "see --vocab of prepare_data.py";
+    const char *path = settings->vocabulary_file, *hint = "see prepare_data.py --help";
     char *lines = *path ? (char *)read_file(path, &size, hint) : NULL; // and a 0 behind it
     int T = 0, given = (int)strlen(prompt), length = given > 0 ? given : 1;
     uint16_t *window = allocate((size_t)c->context, sizeof *window);
