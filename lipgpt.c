@@ -2046,11 +2046,12 @@ static Span load_file(const char *path, Data *data) {
     return (Span){tokens, count};
 }
 
-// load_data: the files of a pattern, which has a * in it, in order of name, or one file, and one to
-// validate on. Either may be "". `data` has the vocabulary, if it is known already, or is zero.
+// load_data: the files of a pattern, which has a * or a [ in it (a ? may be a byte that a checkpoint
+// could not hold), in order of name, or one file, and one to validate on. Either may be "". `data`
+// has the vocabulary, if it is known already, or is zero.
 static Data load_data(const char *pattern, const char *validation, int context, Data data) {
     glob_t found = {0};
-    bool one = !strchr(pattern, '*') || access(pattern, F_OK) == 0 ||
+    bool one = !strpbrk(pattern, "*[") || access(pattern, F_OK) == 0 ||
                glob(pattern, 0, NULL, &found) != 0;
     data.fingerprint = 0xcbf29ce484222325u, data.count = 0;
     data.files = !*pattern ? 0 : one ? 1 : (int)found.gl_pathc;

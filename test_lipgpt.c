@@ -1991,6 +1991,11 @@ static void test_shards(void) {
     gives(1, "a token shard", "%s --data text --val-data val.bin", line);
     gives(1, "many_1.bin is a token shard", "%s --data many_*.bin --log many_1.bin", line);
     gives(1, "nothing_*.bin", "%s --data nothing_*.bin", line);
+    gives(0, "700 tokens, vocabulary 256", "%s --data many_[12].bin", line);
+    gives(1, "cannot open many_?.bin", "%s --data many_?.bin", line);
+    put_shard("many_[12].bin", 100, 0, 2); // a file's name is a name first
+    gives(0, "100 tokens, vocabulary 128", "%s --data many_[12].bin", line);
+    remove("many_[12].bin");
     put_shard("many_3.bin", 5, 0, 3);
     gives(1, "many_3.bin has 5 tokens", "%s --data many_*.bin", line);
     remove("many_3.bin"), remove("x.st");

@@ -9,6 +9,7 @@ import argparse
 import glob
 import itertools
 import math
+import os
 import sys
 import time
 from functools import partial
@@ -184,8 +185,9 @@ class Text:
     stay in their files): a list of arrays that train, and one that validates."""
 
     def __init__(self, pattern, validation, c):
-        paths = (sorted(glob.glob(pattern)) if "*" in pattern else []) or [pattern] * bool(pattern)
-        paths += [validation] * bool(validation)
+        one = not set("*[") & set(pattern) or os.path.exists(pattern)
+        paths = (not one and sorted(glob.glob(pattern))) or [pattern]
+        paths = [path for path in paths + [validation] if path]
         self.raw = [np.memmap(path, np.uint8, "r") for path in paths]
         tokens = [self.tokens_of(raw, c) for raw in self.raw]
         if not validation:
