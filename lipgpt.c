@@ -1938,6 +1938,11 @@ typedef struct {
     uint64_t fingerprint;        // FNV-1a of the files, one after the other
 } Data;
 
+static bool same_inode(const char *a, const char *b) {
+    struct stat x, y;
+    return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_ino == y.st_ino && x.st_dev == y.st_dev;
+}
+
 // read_file: all bytes of a file, or death with this hint.
 static unsigned char *read_file(const char *path, size_t *size, const char *hint) {
     FILE *file = fopen(path, "rb");
@@ -2046,9 +2051,9 @@ static Span load_file(const char *path, Data *data) {
     return (Span){tokens, count};
 }
 
-// load_data: the files of a pattern, which has a * or a [ in it (a ? may be a byte that a checkpoint
-// could not hold), in order of name, or one file, and one to validate on. Either may be "". `data`
-// has the vocabulary, if it is known already, or is zero.
+// load_data: the files of a pattern, which has a * or a [ in it (a ? may be a byte that a
+// checkpoint could not hold), in order of name, or one file, and one to validate on. Either may be
+// "". `data` has the vocabulary, if it is known already, or is zero.
 static Data load_data(const char *pattern, const char *validation, int context, Data data) {
     glob_t found = {0};
     bool one = !strpbrk(pattern, "*[") || access(pattern, F_OK) == 0 ||
@@ -2059,6 +2064,8 @@ static Data load_data(const char *pattern, const char *validation, int context, 
     for (int i = 0; i < data.files; i++) {
         const char *path = one ? pattern : found.gl_pathv[i];
         Span *span = &data.train[i];
+        if (same_inode(path, validation))
+            die("leave it out of --data, or --val-data away", "%s trains and validates", path);
         *span = load_file(path, &data);
         size_t train = (size_t)(0.9 * (double)span->count);
         data.validation = (Span){span->tokens + train, span->count - train};
@@ -2317,11 +2324,6 @@ static const char *folder_of(const char *path, char folder[PATH_SIZE + 8]) {
     int length = slash ? (int)(slash - path) + 1 : 1;
     snprintf(folder, PATH_SIZE + 8, "%.*s", length, slash ? path : ".");
     return slash ? slash + 1 : path;
-}
-
-static bool same_inode(const char *a, const char *b) {
-    struct stat x, y;
-    return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_ino == y.st_ino && x.st_dev == y.st_dev;
 }
 
 // same_file: whether two paths name one file, through links, too, or would if it were written.

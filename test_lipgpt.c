@@ -1983,7 +1983,11 @@ static void test_shards(void) {
     gives(0, "full_positions\t39\n", "eval --model x.st --data many_2.bin");
     gives(0, "full_positions\t299\n", "eval --model x.st --val-data many_1.bin");
     gives(0, "", "train --resume x.st --steps 3");
-    gives(1, "not the text of the run", "train --resume x.st --steps 4 --val-data many_1.bin");
+    put_shard("other.bin", 80, 0, 9);
+    gives(1, "not the text of the run", "train --resume x.st --steps 4 --val-data other.bin");
+    gives(1, "many_2.bin trains and validates",
+          "%s --data many_*.bin --val-data ./many_2.bin", line);
+    gives(1, "text trains and validates", "%s --data text --val-data text", line);
     gives(0, "vocabulary 400", "%s --data many_*.bin --vocabulary 400 --val-data high.bin", line);
     gives(1, "300 of high.bin at 0 is not among its 256",
           "%s --data many_*.bin --val-data high.bin", line);
