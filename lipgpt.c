@@ -46,6 +46,7 @@
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <fnmatch.h>
 #include <glob.h>
 #include <limits.h>
 #include <math.h>
@@ -2370,15 +2371,17 @@ static void finish_file(FILE *file, const char *path) {
     fsync(descriptor), close(descriptor);
 }
 
-// check_places: that the paths from `written` on can be written later on, and none is another one.
+// check_places: that the paths from `written` on can be written later on, and none is another one
+// or matches one that is read.
 static void check_places(const char *const *paths, int written, int count) {
     for (int i = written; i < count; i++) {
         fclose(open_file(paths[i])), unlink(unfinished);
         unfinished = NULL;
         if (is_shard(paths[i])) die("give another name", "%s is a token shard", paths[i]);
         for (int j = 0; j < i; j++)
-            if (same_file(paths[i], paths[j]))
-                die("give each its own name", "%s and %s are one file", paths[j], paths[i]);
+            if (same_file(paths[i], paths[j]) ||
+                (j < written && fnmatch(paths[j], paths[i], FNM_PATHNAME | FNM_PERIOD) == 0))
+                die("give each its own name", "%s and %s name one file", paths[j], paths[i]);
     }
 }
 
