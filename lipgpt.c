@@ -2911,7 +2911,7 @@ static Run resumed_run(const char *path, const char **value) {
     apply_given(c, value, true);
     Run r = run_create(m, load_data(c->data, c->val_data, c->context, known), progress);
     if (r.data.fingerprint != progress.fingerprint)
-        die("give the same file with --data", "%s is not the text of the run", c->data);
+        die("give the same --data and --val-data", "%s is not the text of the run", c->data);
     int end = c->stop >= 0 && progress.step < c->steps ? c->stop - 1 : c->steps; // done: repeated
     if (progress.step > end)
         die("give more --steps, or a later --stop", "%s is at step %d already", path,

@@ -1984,7 +1984,7 @@ static void test_shards(void) {
     gives(0, "full_positions\t299\n", "eval --model x.st --val-data many_1.bin");
     gives(0, "", "train --resume x.st --steps 3");
     put_shard("other.bin", 80, 0, 9);
-    gives(1, "not the text of the run", "train --resume x.st --steps 4 --val-data other.bin");
+    gives(1, "--data and --val-data", "train --resume x.st --steps 4 --val-data other.bin");
     gives(1, "many_2.bin trains and validates",
           "%s --data many_*.bin --val-data ./many_2.bin", line);
     gives(1, "text trains and validates", "%s --data text --val-data text", line);
