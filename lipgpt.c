@@ -2798,6 +2798,7 @@ static void write_sample(FILE *file, const Run *r, const Config *settings) {
     size_t size;
     const char *path = settings->vocabulary_file, *hint = "see prepare_data.py --help";
     char *lines = *path ? (char *)read_file(path, &size, hint) : NULL; // and a 0 behind it
+    if (lines && *lines != '"') die(hint, "%s begins with no JSON string", path);
     int T = 0, given = (int)strlen(prompt), length = given > 0 ? given : 1;
     uint16_t *window = allocate((size_t)c->context, sizeof *window);
     Rng rng = {(uint64_t)settings->seed};

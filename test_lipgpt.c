@@ -2024,6 +2024,8 @@ static void test_shards(void) {
     expect(!strncmp(output, wanted, strlen(wanted)) && strlen(output) == strlen(wanted) + 1);
     expect(strstr(numbers, "4 ") && strstr(wanted, "\xc3\xa9") && strstr(wanted, "a\xe9"));
     gives(1, "cannot open none", "sample --model x.st --vocabulary-file none");
+    gives(1, "text begins with no JSON string", "sample --model x.st --vocabulary-file text");
+    gives(1, "empty begins with no JSON string", "sample --model x.st --vocabulary-file empty");
 
     put_shard("val.bin", 90, 0, 128);
     int32_t taken_from[3] = {0};
