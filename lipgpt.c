@@ -2462,7 +2462,8 @@ static int read_hex(const char *p) {
     return (int)strtol(digits, NULL, 16);
 }
 
-// read_string: the string at p, decoded, if it is one and fits into `size` bytes.
+// read_string: the string at p, decoded, if it is one and fits into `size` bytes; a 0 in it becomes
+// c0 80, lest the text end there.
 static bool read_string(const char *p, char *text, size_t size) {
     const char *last = text + size - 5;
     if (!p || *p++ != '"') return false;
@@ -2478,7 +2479,7 @@ static bool read_string(const char *p, char *text, size_t size) {
                 code = 0x10000 + ((code & 0x3ff) << 10) + (low & 0x3ff);
                 p += 6;
             }
-            int more = (code > 0x7f) + (code > 0x7ff) + (code > 0xffff); // bytes of UTF-8
+            int more = (code > 0x7f || !code) + (code > 0x7ff) + (code > 0xffff); // bytes of UTF-8
             *text++ = (char)("\x00\xc0\xe0\xf0"[more] | code >> 6 * more);
             while (more--) *text++ = (char)(0x80 | (code >> 6 * more & 0x3f));
         } else if (code == '\\') {
@@ -2784,7 +2785,7 @@ static void write_token(FILE *file, const Data *data, const char *lines, int tok
     else if (!read_string(lines, text, sizeof text)) fprintf(file, "%d ", token);
     else
         for (const char *p = text; *p; p++) { // UTF-8 of one byte, or of two
-            bool two = (*p & 0xfe) == 0xc2 && p[1];
+            bool two = (*p & 0xfc) == 0xc0 && p[1];
             fputc(two ? (*p & 3) << 6 | (p[1] & 0x3f) : *p, file);
             p += two;
         }

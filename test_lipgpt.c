@@ -2023,6 +2023,12 @@ static void test_shards(void) {
     gives(0, "", DRAWN "--vocabulary-file lines");
     expect(!strncmp(output, wanted, strlen(wanted)) && strlen(output) == strlen(wanted) + 1);
     expect(strstr(numbers, "4 ") && strstr(wanted, "\xc3\xa9") && strstr(wanted, "a\xe9"));
+    char bytes[9] = "";
+    FILE *file = tmpfile();
+    write_token(file, &(Data){.vocabulary = 2}, "\"\"\n\"\\u0000a\\u0080\\u00ff\"\n", 1);
+    rewind(file);
+    expect(fread(bytes, 1, 9, file) == 4 && !memcmp(bytes, "\0a\x80\xff", 4));
+    fclose(file);
     gives(1, "cannot open none", "sample --model x.st --vocabulary-file none");
     gives(1, "text begins with no JSON string", "sample --model x.st --vocabulary-file text");
     gives(1, "empty begins with no JSON string", "sample --model x.st --vocabulary-file empty");
