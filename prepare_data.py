@@ -30,7 +30,6 @@ never half-written. Needs Python 3.8 or newer and nothing else.
 """
 
 import argparse
-import array
 import glob
 import hashlib
 import http.client
@@ -210,17 +209,20 @@ def shard(source, folder, most):
     if not count:
         raise Failure(f"{source} is empty: give a text.")
     name = os.path.splitext(os.path.basename(source))[0]
-    for i in range(count):
+    pattern = f"{glob.escape(os.path.join(folder, name))}_*.bin"
+    paths = [os.path.join(folder, f"{name}_{i + 1:06d}.bin") for i in range(count)]
+    for other in sorted(set(glob.glob(pattern)) - set(paths)):
+        raise Failure(f"{shown(other)}, from an earlier time, would be taken for a shard of this "
+                      "text: remove it, or choose another --out.")
+    for i, path in enumerate(paths):
         part = data[len(data) * i // count:len(data) * (i + 1) // count]
-        tokens = array.array("H", list(part))
-        if sys.byteorder == "big":
-            tokens.byteswap()
-        write(os.path.join(folder, f"{name}_{i + 1:06d}.bin"),
-              SHARD_HEADER.pack(SHARD_MAGIC, 1, len(part)) + tokens.tobytes())
+        tokens = bytearray(2 * len(part))
+        tokens[::2] = part      # uint16, little-endian
+        write(path, SHARD_HEADER.pack(SHARD_MAGIC, 1, len(part)) + tokens)
     write(os.path.join(folder, f"{name}_tokens.txt"),
           "".join(json.dumps(chr(b)) + "\n" for b in range(256)).encode())
     say(f"wrote {len(data)} tokens to {count} shards in {shown(folder)}")
-    return os.path.join(folder, f"{name}_*.bin")
+    return pattern
 
 
 def fetch_shard(url, path):
@@ -270,7 +272,7 @@ def fineweb(count, url, folder):
             say(f"wrote {shown(path)}, {os.path.getsize(path)} bytes, as its header tells")
     except OSError as error:
         raise Failure(f"cannot write to {shown(folder)}: {error.strerror}; choose another --out.")
-    return os.path.join(folder, "fineweb_train_*.bin")
+    return os.path.join(glob.escape(folder), "fineweb_train_*.bin")
 
 
 def vocabulary(source, path):

@@ -9,6 +9,7 @@ name. Of CIFAR-10's archive there are small ones, right but for one thing each; 
 has the MD5 and the batch size of the right one. Shards come from a server of this program's own, which
 knows ranges or not, and breaks off.
 """
+import glob
 import hashlib
 import http.server
 import io
@@ -183,6 +184,13 @@ def run_shards():
     lines = content("data/bytes/text_tokens.txt").decode().splitlines()
     check([json.loads(line) for line in lines] == [chr(b) for b in range(256)], "the bytes' strings")
     run("--shard empty --out data/bytes", 1, "", "empty is empty")
+    run("--shard text --out data/bytes", 1, "", "text_000002.bin, from an earlier time")
+    shutil.copy("text", "text_2.txt")   # the pattern of text would take its shards, too
+    run("--shard text_2.txt --out data/bytes", 0, "data/bytes/text_2_*.bin\n", "to 1 shards")
+    run("--shard text --out data/bytes --shard-tokens 2000", 1, "", "text_2_000001.bin, from an")
+    shutil.copy("text", "a[1].txt")     # a pattern that finds them
+    run("--shard a[1].txt --out data/odd*", 0, "data/odd[*]/a[[]1]_*.bin\n", "to 1 shards")
+    check(len(glob.glob("data/odd[*]/a[[]1]_*.bin")) == 1, os.listdir("data/odd*"))
     run("--shard text", 2, "", "give a folder with --out")
     run("--shard text --out data/bytes --shard-tokens 0", 2, "", "at least 1 token")
     run("--fineweb 0", 2, "", "1 to 103 shards")
