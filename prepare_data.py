@@ -65,6 +65,11 @@ FINEWEB_URL = "https://huggingface.co/datasets/kjj0/fineweb10B-gpt2/resolve/main
 SHARDS = 103                # of them that train
 SHARD_HEADER = struct.Struct("<3i1012x")  # magic, version, tokens; then that many uint16
 SHARD_MAGIC = 20240520
+SHARD_TOKENS = 100_000_000  # of one, at most
+
+# What may be given beside each kind of source; the last is a text.
+TAKES = {"cifar10": {"input", "output", "url"}, "shard": {"out", "shard_tokens"},
+         "fineweb": {"out", "url"}, "vocab": {"output"}, "input": {"fallback", "output", "url"}}
 
 
 class Failure(Exception):
@@ -358,29 +363,33 @@ def main():
     source.add_argument("--fineweb", metavar="N", type=int, help="the first N shards of FineWeb")
     source.add_argument("--vocab", metavar="FILE", help="GPT-2's vocab.json, for --vocabulary-file")
     parser.add_argument("--out", metavar="FOLDER", help="where shards go")
-    parser.add_argument("--shard-tokens", metavar="N", type=int, default=100_000_000,
-                        help="tokens of a shard, at most")
+    parser.add_argument("--shard-tokens", metavar="N", type=int,
+                        help=f"tokens of a shard, at most (default: {SHARD_TOKENS})")
     parser.add_argument("--output", metavar="PATH",
                         help="where to put it (default: data/ beside this script)")
     parser.add_argument("--url", help="download from here instead of the usual place")
     args = parser.parse_args()
-    if args.cifar10 and args.fallback:
-        parser.error("argument --fallback: not allowed with argument --cifar10")
-    if args.shard and not args.out:
+    given = {name for name, value in vars(args).items() if value is not None and value is not False}
+    kind = next((name for name in TAKES if name in given), "input")
+    for name in sorted(given - {kind} - TAKES[kind]):
+        parser.error(f"argument --{name}: not allowed with argument --{kind}".replace("_", "-"))
+    if kind == "shard" and not args.out:
         parser.error("argument --shard: give a folder with --out")
+    if args.shard_tokens is None:
+        args.shard_tokens = SHARD_TOKENS
     if args.shard_tokens < 1 or (args.fineweb is not None and not 1 <= args.fineweb <= SHARDS):
         parser.error(f"give at least 1 token a shard, and 1 to {SHARDS} shards of FineWeb")
     output = os.path.abspath(args.output) if args.output else None
     try:
-        if args.cifar10:
+        if kind == "cifar10":
             path = cifar10(args.input, args.url or CIFAR10_URL,
                            output or os.path.join(HERE, "data", CIFAR10))
-        elif args.shard:
+        elif kind == "shard":
             path = shard(args.shard, os.path.abspath(args.out), args.shard_tokens)
-        elif args.fineweb:
+        elif kind == "fineweb":
             path = fineweb(args.fineweb, args.url or FINEWEB_URL, os.path.abspath(
                 args.out or os.path.join(HERE, "data", "fineweb10B-gpt2")))
-        elif args.vocab:
+        elif kind == "vocab":
             path = vocabulary(args.vocab, output or os.path.join(HERE, "data", "gpt2-tokens.txt"))
         elif args.input is not None:
             path = from_file(args.input, output)
