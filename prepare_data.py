@@ -284,7 +284,7 @@ def vocabulary(source, path):
     """GPT-2's tokens from its vocab.json, where a byte is a printable character, in order of id."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in printable]
-    byte_of = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+    byte_of = {**{chr(b): b for b in printable}, **{chr(256 + i): b for i, b in enumerate(others)}}
     try:
         ids = json.loads(read(source).decode())
         tokens = sorted(ids, key=ids.get)
