@@ -194,11 +194,12 @@ def run_shards():
     run("--shard text", 2, "", "give a folder with --out")
     run("--shard text --out data/bytes --shard-tokens 0", 2, "", "at least 1 token")
     run("--fineweb 0", 2, "", "1 to 103 shards")
-    for kind, other in (("cifar10", "fineweb 1"), ("cifar10", "shard text"), ("cifar10", "vocab text"),
-                        ("vocab text", "out x"), ("input text", "out x"), ("fineweb 1", "output x"),
-                        ("fineweb 1", "shard-tokens 9"), ("shard text", "output x")):
+    for kind, other in (("cifar10", "fineweb 1"), ("cifar10", "shard text"),
+                        ("cifar10", "vocab text"), ("vocab text", "out x"), ("input text", "out x"),
+                        ("fineweb 1", "output x"), ("fineweb 1", "shard-tokens 9"),
+                        ("shard text", "output x")):
         run(f"--{kind} --{other} {NOWHERE}", 2, "", "not allowed with argument")
-    run(f"--shard text --out data/bytes {NOWHERE}", 2, "", "--url: not allowed with argument --shard")
+    run(f"--shard text --out data/bytes {NOWHERE}", 2, "", "--url: not allowed with argument")
     run("--shard= --out x", 1, "", "cannot read")
     run("--vocab=", 1, "", "cannot read")
 
