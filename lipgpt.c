@@ -46,7 +46,6 @@
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <fnmatch.h>
 #include <glob.h>
 #include <limits.h>
 #include <math.h>
@@ -2052,7 +2051,7 @@ static Span load_file(const char *path, Data *data) {
     return (Span){tokens, count};
 }
 
-// load_data: the files of a pattern, which has a * or a [ in it (a ? may be a byte that a
+// load_data: the shards of a pattern, which has a * or a [ in it (a ? may be a byte that a
 // checkpoint could not hold), in order of name, or one file, and one to validate on. Either may be
 // "". `data` has the vocabulary, if it is known already, or is zero.
 static Data load_data(const char *pattern, const char *validation, int context, Data data) {
@@ -2068,6 +2067,8 @@ static Data load_data(const char *pattern, const char *validation, int context, 
         if (same_inode(path, validation))
             die("leave it out of --data, or --val-data away", "%s trains and validates", path);
         *span = load_file(path, &data);
+        if (!one && data.is_text)
+            die("join texts into one", "%s is text, but patterns are for token shards", path);
         size_t train = (size_t)(0.9 * (double)span->count);
         data.validation = (Span){span->tokens + train, span->count - train};
         if (span->count < 2 * (size_t)(context + 1) || data.validation.count < 2)
@@ -2335,6 +2336,7 @@ static bool same_file(const char *a, const char *b) {
 }
 
 // open_file: a temporary of our own beside path, with the directories that path needs, or death.
+// No file that is there is touched.
 static FILE *open_file(const char *path) {
     static char name[PATH_SIZE + 32];
     struct stat status;
@@ -2371,17 +2373,16 @@ static void finish_file(FILE *file, const char *path) {
     fsync(descriptor), close(descriptor);
 }
 
-// check_places: that the paths from `written` on can be written later on, and none is another one
-// or matches one that is read.
+// check_places: that the paths from `written` on can be written later on, and none is another one.
+// No shard is written over, so whatever a pattern has matched is safe.
 static void check_places(const char *const *paths, int written, int count) {
     for (int i = written; i < count; i++) {
         fclose(open_file(paths[i])), unlink(unfinished);
         unfinished = NULL;
         if (is_shard(paths[i])) die("give another name", "%s is a token shard", paths[i]);
         for (int j = 0; j < i; j++)
-            if (same_file(paths[i], paths[j]) ||
-                (j < written && fnmatch(paths[j], paths[i], FNM_PATHNAME | FNM_PERIOD) == 0))
-                die("give each its own name", "%s and %s name one file", paths[j], paths[i]);
+            if (same_file(paths[i], paths[j]))
+                die("give each its own name", "%s and %s are one file", paths[j], paths[i]);
     }
 }
 
