@@ -4,7 +4,7 @@
 // model whose weights are held inside spectral-norm balls after *every* optimizer step, and
 // computes from them a number K that provably bounds how far a change of the embeddings can move
 // the logits. The method is that of "Training Transformers with Enforced Lipschitz Constants"
-// (arXiv 2507.13338, "the paper" below); what is not the paper's is marked with the word "ours".
+// (arXiv 2507.13338, "the paper" below); what is not the paper's is marked "ours", or listed below.
 //
 //   make train                                       fetch Shakespeare, train, certify, sample
 //   ./lipgpt certify --model out/lipgpt.safetensors  the certificate, layer by layer
@@ -24,17 +24,19 @@
 //   H  attention heads, dh = d / H wide       a weight (O, I), output and input sizes: the RMS->RMS
 //   F  hidden units of the MLP                  operator norm, |W| = sigma_max(W) sqrt(I / O)
 //   L  blocks: attention, then MLP            logits and loss: nats
-//   V  size of the vocabulary                 caps, updates, learning rates: RMS->RMS norm
+//   V  size of the vocabulary                 caps and updates: RMS->RMS norm, or a row's RMS norm
 //
 // Symbols:
-//   alpha   weight of a layer in the residual stream: x <- (1 - alpha) x + alpha F(x)
+//   alpha   weight of a layer in the residual stream: x <- keep x + alpha layer(x), of which the
+//           paper's has keep = 1 - alpha
 //   s       softmax scale: scores are s q.k / dh
+//   R0      largest RMS norm of a row of E: the domain is |x| <= R0
 //   a       bound on the norm of the stream before a layer: |x| <= a
 //   beta_h  bound on the scores of attention head h
 //   u       RMS->RMS norm of a weight's update: learning rate eta times that weight's share
 //   lambda  weight decay
 //   K       the certificate: a proven Lipschitz constant from embeddings to logits
-//   lane    one of 8 parts of a batch, whatever the machine, with a gradient of its own
+//   lane    one of --lanes parts of a batch, whatever the machine, with a gradient of its own
 //
 // Ours, not the paper's: the bound (section 8; the paper's is printed beside it) and what follows
 // from it, the budget and certified predictions; Gram iteration, the exact hard cap and repeated
@@ -201,7 +203,7 @@ enum { VEC_BYTES = 16, MR = 8, VECS = 3 };
 enum { VEC_BYTES = 16, MR = 4, VECS = 2 };
 #endif
 enum { WIDTH = VEC_BYTES / sizeof(float), NR = VECS * WIDTH, KC = 256, NC = 512 / NR * NR };
-enum { LINE = 16 }; // numbers of a cache line; MR and KC go with it
+enum { LINE = 16 }; // rows packed at once, a cache line of floats: MR divides it, it divides KC
 typedef float Vec __attribute__((vector_size(VEC_BYTES), aligned(4), may_alias));
 typedef float Four __attribute__((vector_size(4 * sizeof(float)), aligned(4), may_alias));
 
@@ -280,7 +282,7 @@ INLINE void tile(Mat c, int cols, const float *a, int a_step, const float *b, in
 }
 
 static void matmul(Mat c, Mat a, Mat b, float scale, bool add, Triangle triangle) { // c.col is 1
-    static _Thread_local _Alignas(64) float panel[LINE * KC + WIDTH], block[NC * KC];
+    static _Thread_local _Alignas(64) float panel[LINE * KC], block[NC * KC];
     bool lower = triangle == LOWER_LEFT, upper = triangle == UPPER_LEFT;
     int group = a.row == 1 ? LINE : MR; // rows of A in a panel
     int first = 0;                      // the k where the packed panel begins
@@ -291,7 +293,7 @@ static void matmul(Mat c, Mat a, Mat b, float scale, bool add, Triangle triangle
         for (int i = triangle == LOWER_OUT ? j0 / LINE * LINE : 0; i < c.rows; i += MR) {
             int rows = imin(MR, c.rows - i), width = nc; // of this strip of C
             if (triangle == LOWER_OUT) width = imin(nc, i + rows - j0);
-            int low = upper && i > k0 ? i : k0; // its k: low <= k < high; the panel's ends at `end`
+            int low = upper && i > k0 ? i : k0; // its k: low <= k < high, of a panel's up to `end`
             int high = lower ? imin(k0 + kc, i + rows) : k0 + kc;
             int end = lower ? imin(k0 + kc, i + group) : k0 + kc;
             if (i % group == 0 && low < end) {
@@ -349,8 +351,9 @@ static void transpose(float *to, const float *from, int rows, int cols, float sc
 // ---------------------------------------------------------------------------------------------
 // 3. Spectral norms. Caps, updates and the certificate all speak of sigma_max, the largest singular
 // value. Here are its two tools: a norm from above and from below, and the matrix whose singular
-// values are all 1. Rounding: norms are computed in double and inflated by more than the sum of
-// their rounding errors (GRAM_ERROR; proof in dev/certificate.md).
+// values are nearly all 1. Rounding: norms are computed in double and inflated by more than the sum
+// of their rounding errors (GRAM_ERROR; proof, for weights that a float can hold, in
+// dev/certificate.md).
 
 #define EPSILON 2.220446049250313e-16
 
@@ -394,8 +397,8 @@ static double divide_by_norm(double *G, size_t n) {
 
 // spectral_norm: sigma_max of W (rows, cols), from both sides. Gram iteration (Delattre et al.
 // 2023): G = W W^T on the smaller side n, then G <- (G/|G|_F)^2 again and again. As sigma_max(G) <=
-// |G|_F at every squaring, the collected scales bound sigma_max from *above*, within
-// n^(1/2^(GRAM_STEPS+2)): 0.04 % at n = 256. The iterated G is also a power iteration of
+// |G|_F for the last of them, the collected scales bound sigma_max from *above*, within
+// n^(1/2^(GRAM_STEPS+2)): 0.034 % at n = 256. The iterated G is also a power iteration of
 // 2^GRAM_STEPS steps: any of its rows v gives the lower end |W^T v| / |v|, and the largest row is
 // nearly the top singular vector, which `direction` (n) gets unless it is NULL. GRAM_ERROR: a
 // product of length k errs by at most k eps/2 |a|_F^2, which is at most n k eps/2 of
@@ -452,7 +455,7 @@ static double bracket_width(double n) {
     return pow(max(n, 1), ldexp(1, -GRAM_STEPS - 2)) * (1 + 10 * ROUNDING);
 }
 
-// From here on a weight is worked on as X = W / sqrt(fan_out/fan_in), (n, k) with n <= k: the wide
+// From here on a weight is worked on as X = W / sqrt(O/I), (n, k) with n <= k: the wide
 // one of W and its transpose. The singular values of X are RMS->RMS norms.
 typedef struct { int n, k; float *x, *y, *gram, *gram2; } Scratch; // (n, k) twice, (n, n) twice
 
@@ -520,10 +523,10 @@ static void orthogonalize(Scratch *s) {
 
 // ---------------------------------------------------------------------------------------------
 // 4. Layers, forward then backward. Each is a serial function over ONE sequence; no layer knows of
-// batches or threads. A backward has the arguments of its forward, with d for gradients, and reads
-// the forward pass backwards, line by line. Gradients of weights and of the residual stream are
-// added (+=); scratch gradients, which have a single source, are set. Every comment ends with the
-// layer's Lipschitz constant and what it does to the norm: section 8 only composes those.
+// batches or threads. A backward takes what it needs of its forward's arguments, with d for
+// gradients, and reads the forward pass backwards, line by line. Gradients of weights and of the
+// residual stream are added (+=); scratch gradients, which have a single source, are set. Comments
+// give the layer's Lipschitz constant and what it does to the norm: section 8 only composes those.
 
 // fast_exp: e^x with relative error below 1e-7 on [-87, 87], clamped outside; NaN stays NaN. Only
 // adds and multiplies, so that compilers turn a loop of it into vector code: x = n ln 2 + r, a
@@ -618,9 +621,9 @@ static void linear_backward(float *dx, float *dW, float *db, float *dy, float *x
 //   x, y (T, d); h (T, I); W (d, S + I)
 // The paper's stream is convex: keep = 1 - alpha, so no layer can enlarge it unless it is itself
 // larger than 1; alpha = 1 / (2L), the layers' equal parts. Attention passes alpha times its factor
-// (1/3) as `alpha`. But orthogonal signals lose by it, at alpha = 1/2 down to 0.71 of their norm;
-// side by side, x and h can both be kept, as the RMS norm of [x, h] is their root mean square.
-// Lipschitz, h being F-Lipschitz: keep + alpha |W| F; |W| sqrt((d + I (alpha F)^2) / (d + I)).
+// (1/3: see there) as `alpha`. But orthogonal signals lose by it, at alpha = 1/2 down to 0.71 of
+// their norm; side by side, both can be kept: the RMS norm of [x, h] is theirs' root mean square.
+// Lipschitz, if h is K-Lipschitz: keep + alpha |W| K; |W| sqrt((d + I (alpha K)^2) / (d + I)).
 static void residual_forward(float *y, float *x, float *h, float *W, double keep, double alpha,
                              int T, int S, int I, int d) {
     Mat w = mat(W, d, S + I), w_x = part(w, 0, 0, d, S), w_h = part(w, 0, S, d, I);
@@ -666,7 +669,7 @@ static void rope(float *qkv, const float *table, int direction, int T, int cols,
 // attention: y = concat_h(A_h v_h),  A_h = causal softmax(scale q_h k_h^T + b_h).
 //   qkv (T, 2 qk + n): q, k, v side by side, each H heads; y (T, n)
 //   qk = d, or 0, ours: b alone decides where a head looks, not what stands there
-//   A (H, T, T), of which nothing above the diagonals is computed
+//   A (H, T, T), of which nothing above the diagonals counts
 //   b (H, context) or NULL, ours: b_h[i - j] is added when token i looks at j
 //   scale = s / dh, the paper's 1/dh and not 1/sqrt(dh): then |score| <= s |q||k| in RMS norms
 // Per head: scores are at most beta_h = s |W_q||W_k| a^2 for |x| <= a, and the head is
@@ -690,36 +693,36 @@ static void attention_forward(float *y, float *A, float *qkv, const float *b, do
     }
 }
 
-// From y = A v:  dA = dy v^T;  dv = A^T dy.  From A = softmax(s), whose slope dA_ik/ds_ij is A_ij
-// (1 - A_ij) for k = j and -A_ij A_ik else:  ds_ij = A_ij (dA_ij - sum_k A_ik dA_ik).  From s =
-// scale q k^T + b:  dq = scale ds k;  dk = scale ds^T q;  db_(i-j) += ds_ij.
-//   dA (T, T) is scratch and becomes ds; dqkv (T, 2 qk + n) is set; db (H, context) or NULL
+// From y = A v:  dA = dy v^T;  dv = A^T dy.  From A = softmax(z), whose slope dA_ik/dz_ij is A_ij
+// (1 - A_ij) for k = j and -A_ij A_ik else:  dz_ij = A_ij (dA_ij - sum_k A_ik dA_ik).  From z =
+// scale q k^T + b:  dq = scale dz k;  dk = scale dz^T q;  db_(i-j) += dz_ij.
+//   dA (T, T) is scratch and becomes dz; dqkv (T, 2 qk + n) is set; db (H, context) or NULL
 static void attention_backward(float *dqkv, float *dA, float *db, float *dy, float *A, float *qkv,
                                double scale, int context, int T, int qk, int n, int H) {
     int dh = qk / H, vh = n / H;
-    Mat in = mat(qkv, T, 2 * qk + n), din = mat(dqkv, T, 2 * qk + n), ds = mat(dA, T, T);
+    Mat in = mat(qkv, T, 2 * qk + n), din = mat(dqkv, T, 2 * qk + n), dz = mat(dA, T, T);
     for (int h = 0; h < H; h++) {
         Mat q = part(in, 0, h * dh, T, dh), k = part(in, 0, qk + h * dh, T, dh);
         Mat v = part(in, 0, 2 * qk + h * vh, T, vh), a = mat(A + (size_t)h * T * T, T, T);
         Mat out = part(mat(dy, T, n), 0, h * vh, T, vh);
-        matmul(ds, out, transposed(v), 1, false, LOWER_OUT);
+        matmul(dz, out, transposed(v), 1, false, LOWER_OUT);
         matmul(part(din, 0, 2 * qk + h * vh, T, vh), transposed(a), out, 1, false, UPPER_LEFT);
         for (int i = 0; i < T; i++) {
-            float *row = at(ds, i, 0), *p = at(a, i, 0), mean = 0;
+            float *row = at(dz, i, 0), *p = at(a, i, 0), mean = 0;
             #pragma omp simd reduction(+ : mean)
             for (int j = 0; j <= i; j++) mean += p[j] * row[j];
             for (int j = 0; j <= i; j++) row[j] = p[j] * (row[j] - mean);
             if (db)
                 for (int j = 0; j <= i; j++) db[(size_t)h * context + (i - j)] += row[j];
         }
-        matmul(part(din, 0, h * dh, T, dh), ds, k, (float)scale, false, LOWER_LEFT);
-        matmul(part(din, 0, qk + h * dh, T, dh), transposed(ds), q, (float)scale, false,
+        matmul(part(din, 0, h * dh, T, dh), dz, k, (float)scale, false, LOWER_LEFT);
+        matmul(part(din, 0, qk + h * dh, T, dh), transposed(dz), q, (float)scale, false,
                UPPER_LEFT);
     }
 }
 
 // activation: a = phi(z), z and a (T, F).
-//   GELU    z sigmoid(2u) / 1.1289, u = sqrt(2/pi) (z + 0.044715 z^3), the tanh form: |phi(z)| <=
+//   GELU    z sigmoid(2g) / 1.1289, g = sqrt(2/pi) (z + 0.044715 z^3), the tanh form: |phi(z)| <=
 //           |z| / 1.1289, and slope <= GELU_SLOPE / 1.1289: slightly above 1, and counted
 //   MAXMIN  units i and i + F/2 become their max and their min, ours: 1-Lipschitz and |phi(z)| =
 //           |z|, where GELU halves every small signal
@@ -732,8 +735,8 @@ static void activation_forward(float *a, const float *z, Activation phi, int T, 
     size_t n = (size_t)T * F, half = (size_t)F / 2;
     if (phi == GELU)
         for (size_t i = 0; i < n; i++) {
-            float x = z[i], u = gelu_linear * (x + gelu_cubic * x * x * x);
-            a[i] = x / ((1 + fast_exp(-2 * u)) * (float)GELU_DIVISOR);
+            float x = z[i], g = gelu_linear * (x + gelu_cubic * x * x * x);
+            a[i] = x / ((1 + fast_exp(-2 * g)) * (float)GELU_DIVISOR);
         }
     else
         for (int t = 0; t < T; t++, a += F, z += F)
@@ -749,9 +752,9 @@ static void activation_backward(float *da, const float *z, Activation phi, int T
     size_t n = (size_t)T * F, half = (size_t)F / 2;
     if (phi == GELU)
         for (size_t i = 0; i < n; i++) {
-            float x = z[i], u = gelu_linear * (x + gelu_cubic * x * x * x);
-            float du = gelu_linear * (1 + 3 * gelu_cubic * x * x), s = 1 / (1 + fast_exp(-2 * u));
-            da[i] *= (s + x * s * (1 - s) * 2 * du) * (float)(1 / GELU_DIVISOR);
+            float x = z[i], g = gelu_linear * (x + gelu_cubic * x * x * x);
+            float dg = gelu_linear * (1 + 3 * gelu_cubic * x * x), s = 1 / (1 + fast_exp(-2 * g));
+            da[i] *= (s + x * s * (1 - s) * 2 * dg) * (float)(1 / GELU_DIVISOR);
         }
     else
         for (int t = 0; t < T; t++, da += F, z += F)
@@ -804,15 +807,16 @@ static int draw(float *logits, int V, double temperature, Rng *rng) {
 }
 
 // ---------------------------------------------------------------------------------------------
-// 5. The model: its settings, one table of tensors, and one sequence forward and backward.
+// 5. The model: its settings, one table of tensors, one sequence forward and backward, then many.
 //
 //   x = E[token]
 //   x = keep x + alpha factor Attention(x) W_o^T       ... for every block
 //   x = keep x + alpha phi(x W_in^T + b_in) W_out^T
 //   logits = x W_head^T + b_out                   no layer norm, no final norm
 //
-// The paper has keep = 1 - alpha, alpha = 1/(2L), factor = 1/3, phi = GELU/1.1289, no biases. Ours:
-// x = [x, factor Attention(x)] W_o^T, and the MLP alike. All but the last line is called the trunk.
+// The paper has keep = 1 - alpha, alpha = 1/(2L), factor = 1/3, phi = GELU/1.1289, no biases.
+// Ours: x = [x, factor Attention(x)] W_o^T, and the MLP alike. The two lines between are called
+// the trunk.
 
 enum { PATH_SIZE = 1024, MOST_BLOCKS = 1024 };
 typedef enum { TIGHT, PAPER, PAPER_145M } Preset;
@@ -827,9 +831,9 @@ typedef struct { // every setting of the program; section 10 gives names, defaul
     int width, heads, blocks, context, mlp_ratio, vocabulary; // the network
     Activation activation;
     Residual residual;
-    int value_ratio, attention_blocks;                        // which have it; 0: all
+    int value_ratio, attention_blocks;       // values per width; the first that have it, 0: all
     int position_bias, position_only, bias, per_head;         // 0 or 1
-    double alpha, attention_factor, softmax_scale;            // the paper's 1/(2L), 1/3 and s
+    double alpha, attention_factor, softmax_scale;            // 0: the paper's 1/(2L); 1/3; s
     Optimizer optimizer;                                      // training
     int steps, batch, lanes, seed;
     double lr, momentum, beta2, weight_decay, mass, share_embed, share_head, share_bias;
@@ -841,11 +845,11 @@ typedef struct { // every setting of the program; section 10 gives names, defaul
     double temperature;
 } Config;
 
-// preset_config: the paper's network and training to the letter, or ours (dev/frontier.md says what
-// each choice buys), or the paper's of 145M parameters for internet text. Of that one: caps of 1 by
-// normalizing and a "final logit scale" of 8, which is a cap and a step of W_head 8 times as large.
-// Ours there: six steps of Newton-Schulz that never pass 1, softmax scale, shares and learning rate
-// as in the small one, two lanes, and how often and on how much it reports.
+// preset_config: the paper's network and training to the letter, or ours (dev/frontier.md says
+// what each choice buys), or the paper's "145M" (162M with both ends) for internet text. There:
+// caps of 1 by normalizing and a "final logit scale" of 8, which is a cap and a step of W_head 8
+// times as large. Ours there: the small one's six steps of Newton-Schulz, softmax scale, shares
+// and learning rate as in the small one, two lanes, and how often and on how much it reports.
 static Config preset_config(Preset preset) {
     Config c = {.preset = preset, .data = "data/tinyshakespeare.txt", .log = "out/log.tsv",
                 .out = "out/lipgpt.safetensors", .model = "out/lipgpt.safetensors", .width = 256,
@@ -856,7 +860,7 @@ static Config preset_config(Preset preset) {
                 .temperature = 0.8, .windows = 16, .stop = -1};
     if (preset != TIGHT) {
         c.batch = 64, c.eval_every = 100, c.lr = 0.5;
-        c.activation = GELU, c.attention_factor = 1.0 / 3; // and alpha 0: 1/(2L)
+        c.activation = GELU, c.attention_factor = 1.0 / 3;
         c.share_embed = 1, c.share_head = 1;
         c.cap_qk = c.cap_v = c.cap_o = c.cap_in = c.cap_out = c.cap_head = 1.2;
         if (preset == PAPER) return c;
@@ -904,8 +908,8 @@ typedef enum { EMBED, W_Q, W_K, W_V, POSITION, W_O, W_IN, B_IN, W_OUT, W_HEAD, B
 typedef struct {
     char name[48];
     Kind kind;
-    int block, rows, cols; // (fan_out, fan_in); one embedding or one bias vector per row
-    int slices;            // H: every attention head's rows are a matrix of their own; or 1
+    int block, rows, cols; // (O, I); one embedding or one bias vector per row
+    int slices;            // H: every attention head's rows are stepped and capped alone; or 1
     double cap;            // largest RMS->RMS norm (rows: RMS norm), 0 = free
     double share;          // u / learning rate: the norm of an update
     size_t offset, size;   // where it stands in weights, momenta and gradients
@@ -926,8 +930,8 @@ static bool is_matrix(Kind kind) { // what the RMS->RMS norm is for; the others 
     return kind != EMBED && kind != POSITION && kind != B_IN && kind != B_OUT;
 }
 
-// has_slices: whether an attention head's rows have a norm of their own in the bound.
-static bool has_slices(Kind kind) { return kind == W_Q || kind == W_K || kind == W_V; }
+// has_heads: whether an attention head's rows have a norm of their own in the bound.
+static bool has_heads(Kind kind) { return kind == W_Q || kind == W_K || kind == W_V; }
 
 // tensor: the row of the table for a kind and a block. Those outside of the blocks: E stands in the
 // first one, W_head and b_out in the last one.
@@ -942,7 +946,7 @@ static float *values(const Model *m, float *base, Kind kind, int block) {
     return base && t->size ? base + t->offset : NULL;
 }
 
-// The network's constants, rounded as it uses them: the certificate counts the same numbers.
+// keep, alpha and s / dh, rounded as the network uses them: the certificate counts the same.
 static double keep_of(const Config *c) {
     return c->residual == CONVEX ? (float)(1 - c->alpha) : c->residual == PLAIN;
 }
@@ -963,7 +967,7 @@ static int stream_columns(const Config *c) { return c->residual == CONCAT ? c->w
 static void add_tensor(Model *m, Kind kind, int block, const char *name, int rows, int cols,
                        double cap, double share) {
     Tensor *t = tensor(m, kind, block);
-    int slices = has_slices(kind) && m->config.per_head ? m->config.heads : 1;
+    int slices = has_heads(kind) && m->config.per_head ? m->config.heads : 1;
     *t = (Tensor){.kind = kind, .block = block, .rows = rows, .cols = cols, .slices = slices,
                   .cap = cap, .share = share, .offset = m->size, .size = (size_t)rows * cols,
                   .heads = m->brackets + (t - m->tensors) * m->config.heads};
@@ -974,15 +978,15 @@ static void add_tensor(Model *m, Kind kind, int block, const char *name, int row
 }
 
 // model_plan: the one table of tensors, with the shares of the modular norm (paper): a network has
-// a norm, too, made of its weights' norms, and a step of size eta in it is shared out among them by
-// "mass": M for all blocks, 1 each for the two ends, E and W_head. So an end gets 1 / (M + 2), and
-// the blocks get body = M / (M + 2). Each of their 6 L matrices gets body / (6 L), divided by what
-// follows it: the paper's alpha = 1 / (2L), which leaves body / 3; and for q, k and v attention's
-// 1/3, too, which stands before W_o: that leaves body. So an update of W_o has norm eta body / 3:
-// 0.31 eta at M = 32. (Shares do not follow --alpha and --attention-factor; the factors --share-*
-// are ours.) The paper's headline run let them grow with depth instead, --share-growth g = 8 times
-// from block to block, up to body / (6 L) for the MLP of the last one, and half of that for its
-// attention (dev/headline.md).
+// a norm, too, made of its weights' norms, and a step of size eta in it is shared out among them
+// by "mass": M for all blocks, 1 each for the two ends, E and W_head. So an end gets 1 / (M + 2),
+// and the blocks get body = M / (M + 2). Each of their 6 L matrices gets body / (6 L), divided by
+// what follows it: the paper's alpha = 1 / (2L), which leaves body / 3; and for q, k and v
+// attention's 1/3, too, which stands before W_o: that leaves body. So an update of W_o has norm
+// eta body / 3: 0.31 eta at M = 32. (Shares follow no other residual, alpha or factor;
+// --share-embed, -head and -bias are ours.) The paper's headline run let them grow with depth
+// instead, --share-growth g = 8 times from block to block, up to body / (6 L) for the MLP of the
+// last one, and half of that for its attention (dev/headline.md).
 static void model_plan(Model *m) {
     const Config *c = &m->config;
     int d = c->width, F = d * c->mlp_ratio, V = c->vocabulary;
@@ -1020,7 +1024,7 @@ static Model *model_create(const Config *c) {
     m->weights = floats(m->size), m->momentum = floats(m->size);
     m->second = c->optimizer == ADAMW ? floats(m->size) : NULL;
     size_t half = (size_t)(c->width / c->heads / 2), n = (size_t)c->context * half;
-    m->angles = floats(2 * n); // t base^(-i / (dh/2)) at (t, i)
+    m->angles = floats(2 * n); // cos, sin of t 10000^(-i / (dh/2)) at (t, i)
     for (size_t i = 0; i < n; i++) {
         double angle = (double)(i / half) * pow(10000, -(double)(i % half) / (double)half);
         m->angles[2 * i] = (float)cos(angle), m->angles[2 * i + 1] = (float)sin(angle);
@@ -1043,11 +1047,11 @@ static void orthogonal_init(float *W, int rows, int cols, double norm) {
     scratch_free(&s);
 }
 
-// position_init: ours. Head h of block l starts out looking h H^l tokens back (the digits of a
-// distance in base H), so that together the blocks can hand over any of the last H^L tokens from
-// the first step on. It costs nothing: A stays a convex combination. A bias of 6 gives that token
-// e^6 = 403 times the weight of another: most of it, even among 256. Beside the stream itself no
-// head needs to look at its own token: the digits begin with first = 1 there, else with 0.
+// position_init: ours. Head h of block l starts out looking (h + first) B^l tokens back, B = H +
+// first: the digits of a distance in base B, so that together the blocks can hand over any of the
+// last B^L tokens from the first step on. Beside the stream itself (concat) no head needs its own
+// token: first is 1 there, else 0. It costs nothing: A stays a convex combination. A bias of 6
+// gives that token e^6 = 403 times the weight of another: most of it, even among 256.
 #define POSITION_START 6
 static void position_init(const Tensor *t, float *b, int first) {
     double unit = pow(t->rows + first, t->block);
@@ -1063,7 +1067,7 @@ static void model_init(Model *m, Rng *rng) {
         if (t->size == 0) continue;
         float *w = m->weights + t->offset;
         bool concat = m->config.residual == CONCAT, last = t->kind == W_O || t->kind == W_OUT;
-        bool drawn = t->kind == EMBED || has_slices(t->kind) || t->kind == W_IN || (concat && last);
+        bool drawn = t->kind == EMBED || has_heads(t->kind) || t->kind == W_IN || (concat && last);
         if (t->kind == POSITION) position_init(t, w, concat);
         if (!drawn) continue;
         int rows = t->rows / t->slices;
@@ -1080,10 +1084,10 @@ static void model_init(Model *m, Rng *rng) {
     }
 }
 
-// HEAD_ROWS: tokens whose logits are there at one time, so that they cost 51 MB and not 206 MB at a
-// context of 1024 and 50304 symbols. A part of a sum over k in matmul is as deep, so dW_head adds
-// the same numbers in the same order as in one go: the same bits.
-enum { HEAD_ROWS = KC };
+// LOGIT_ROWS: tokens whose logits are there at one time, so that they cost 51 MB and not 206 MB at
+// a context of 1024 and 50304 symbols. A part of a sum over k in matmul is as deep, so dW_head
+// adds the same numbers in the same order as in one go: the same bits.
+enum { LOGIT_ROWS = KC };
 
 // Workspace: what one sequence needs, forward and backward. One per thread, so memory does not grow
 // with the batch and a sequence stays in the cache of the core that works on it.
@@ -1095,9 +1099,9 @@ typedef struct {
 
 typedef struct {
     BlockState *blocks;         // L of them
-    float *last, *logits;       // (T, d) after the last block, (HEAD_ROWS, V)
+    float *last, *logits;       // (T, d) after the last block, (LOGIT_ROWS, V)
     float *a, *da;              // (T, F) after the activation
-    float *dx, *dy, *dqkv, *dA; // (T, d), (T, n), (T, 2 qk + n), (T, T)
+    float *dx, *dy, *dqkv, *dA; // (T, d), (T, n), (T, 2 qk + n >= S): also residual's spare, (T, T)
 } Workspace;
 
 // workspaces_create: one for every thread that may ask (omp_get_thread_num() indexes them).
@@ -1112,7 +1116,7 @@ static Workspace *workspaces_create(const Config *c, int count) {
             b->qkv = floats(row), b->A = floats(T * T * (size_t)c->heads);
         }
         s->last = floats(Td);
-        s->logits = floats((size_t)imin(c->context, HEAD_ROWS) * (size_t)c->vocabulary);
+        s->logits = floats((size_t)imin(c->context, LOGIT_ROWS) * (size_t)c->vocabulary);
         s->a = floats(TF), s->da = floats(TF), s->dx = floats(Td), s->dy = floats(Tn);
         s->dqkv = floats(row), s->dA = floats(T * T);
     }
@@ -1139,7 +1143,7 @@ static void forward(const Model *m, Workspace *s, int T) {
     for (int l = 0; l < L; l++) {
         BlockState *b = &s->blocks[l];
         float *next = l + 1 < L ? s->blocks[l + 1].x : s->last;
-        if (values(m, w, W_O, l)) { // one product makes q, k and v, whose weights lie side by side
+        if (tensor(m, W_O, l)->size) { // one product: the weights of q, k and v lie side by side
             linear_forward(b->qkv, b->x, values(m, w, qk ? W_Q : W_V, l), NULL, T, d, cols);
             rope(b->qkv, m->angles, 1, T, cols, qk, H);
             attention_forward(b->y, b->A, b->qkv, values(m, w, POSITION, l), scale, c->context, T,
@@ -1170,7 +1174,7 @@ static void backward(const Model *m, Workspace *s, float *g, int T) {
         activation_backward(s->da, b->z, c->activation, T, F);
         linear_backward(s->dx, values(m, g, W_IN, l), values(m, g, B_IN, l), s->da, b->mid,
                         values(m, w, W_IN, l), T, d, F);
-        if (!values(m, w, W_O, l)) continue; // no attention here
+        if (!tensor(m, W_O, l)->size) continue; // no attention here
         residual_backward(s->dx, s->dy, values(m, g, W_O, l), s->dqkv, b->x, b->y,
                           values(m, w, W_O, l), keep, attention_alpha_of(c), T, S, n, d);
         attention_backward(s->dqkv, s->dA, values(m, g, POSITION, l), s->dy, b->A, b->qkv, scale,
@@ -1181,15 +1185,16 @@ static void backward(const Model *m, Workspace *s, float *g, int T) {
     }
 }
 
-// head_forward: s->logits (rows, V) of the tokens first, first + 1, ..., at most HEAD_ROWS of them.
-static void head_forward(const Model *m, Workspace *s, int first, int rows) {
+// logits_forward: s->logits (rows, V) of the tokens first, first + 1, ..., at most LOGIT_ROWS of
+// them.
+static void logits_forward(const Model *m, Workspace *s, int first, int rows) {
     int d = m->config.width, V = m->config.vocabulary;
     linear_forward(s->logits, s->last + (size_t)first * d, values(m, m->weights, W_HEAD, 0),
                    values(m, m->weights, B_OUT, 0), rows, d, V);
 }
 
-// head_backward: s->logits holds dlogits; the rows of s->dx are set, g is added to unless NULL.
-static void head_backward(const Model *m, Workspace *s, float *g, int first, int rows) {
+// logits_backward: s->logits holds dlogits; the rows of s->dx are set, g is added to unless NULL.
+static void logits_backward(const Model *m, Workspace *s, float *g, int first, int rows) {
     int d = m->config.width, V = m->config.vocabulary;
     float *dx = s->dx + (size_t)first * d;
     memset(dx, 0, (size_t)rows * d * sizeof(float));
@@ -1210,13 +1215,13 @@ static double sequence_loss(const Model *m, Workspace *s, const uint16_t *tokens
     int V = m->config.vocabulary;
     double loss = 0;
     forward_tokens(m, s, tokens, T);
-    for (int first = 0; first < T; first += HEAD_ROWS) {
-        int rows = imin(HEAD_ROWS, T - first);
-        head_forward(m, s, first, rows);
+    for (int first = 0; first < T; first += LOGIT_ROWS) {
+        int rows = imin(LOGIT_ROWS, T - first);
+        logits_forward(m, s, first, rows);
         loss += cross_entropy_forward(s->logits, targets + first, correct, rows, V);
         if (!g) continue;
         cross_entropy_backward(s->logits, targets + first, n, rows, V);
-        head_backward(m, s, g, first, rows);
+        logits_backward(m, s, g, first, rows);
     }
     if (!g) return loss;
     backward(m, s, g, T);
@@ -1350,7 +1355,7 @@ static void for_slices(const Model *m, void (*work)(const Model *, const Slice *
     int H = m->config.heads, count = 0;
     Slice *slices = allocate((size_t)m->count * (size_t)(H + 1), sizeof *slices);
     for (Tensor *t = m->tensors; t < m->tensors + m->count; t++)
-        for (int head = -1; head < (has_slices(t->kind) ? H : 0); head++) {
+        for (int head = -1; head < (has_heads(t->kind) ? H : 0); head++) {
             if (t->size == 0) continue;
             int rows = head < 0 ? t->rows : t->rows / H;
             double n = is_matrix(t->kind) ? imin(rows, t->cols) : 1;
@@ -1366,10 +1371,10 @@ static void for_slices(const Model *m, void (*work)(const Model *, const Slice *
 // ---------------------------------------------------------------------------------------------
 // 6. Muon: momentum, made orthogonal (and AdamW, to compare). The update of a matrix is the
 // direction that gains most among all of the same RMS->RMS norm: singular values are replaced by 1,
-// so the size of a step does not depend on the gradient's: u = eta * share, whatever happens. The
-// caps of section 7 live on that.
+// so the size of a step does not depend on the gradient's: u = eta * share (model_plan), whatever
+// happens. The caps of section 7 live on that.
 
-// muon_matrix: s->x becomes X (1 - lambda u) - u orth(M): the step of W (rows, cols) down its
+// muon_matrix: s->x becomes X (1 - lambda u) - u orth(m): the step of W (rows, cols) down its
 // momentum m, with weight decay, before any cap. (1 - lambda u is never taken below 0.)
 static void muon_matrix(Scratch *s, const float *W, const float *m, int rows, int cols, double u,
                         double lambda) {
@@ -1407,16 +1412,17 @@ static void adamw(const Config *c, float *w, const float *m, float *v, const flo
 }
 
 // ---------------------------------------------------------------------------------------------
-// 7. Caps: after every step each weight is put back into its ball, |W| <= w. The paper's best way
-// is the soft cap, a polynomial without any measuring: a step adds at most u, so the norm is at
-// most k = w (1 - lambda u) + u, and the "coupling" chooses the weakest polynomial that takes k
-// back to w. As the learning rate falls, so does its strength. The other constraints follow.
+// 7. Caps, and a whole step: after it each weight is put back into its ball, |W| <= w. The paper's
+// best way is the soft cap, a polynomial without any measuring: a step adds at most u, so the norm
+// is at most k = w (1 - lambda u) + u, and the "coupling" chooses the weakest polynomial that
+// takes k back to w. As the learning rate falls, so does its strength. The other constraints
+// follow.
 
 // soft_cap_strength: the coupling. x <- x - p x^3, then x <- x + p x^3, takes x = k down to w for
 // the smallest strength p >= 0 with (paper)
 //   k - 3 p^2 k^5 + 3 p^3 k^7 - p^4 k^9 = w,  with t = p k^2:  t^4 - 3 t^3 + 3 t^2 = (k - w) / k.
 // Bisection on t in [0, 1/3]: x - p x^3 rises as long as 3 p x^2 <= 1, so up to t = 1/3 both maps
-// rise on [0, k] and no smaller value ends above w; and the left side rises, to 0.2346.
+// rise on [0, k] and no smaller value ends above w; and t^4 - 3 t^3 + 3 t^2 rises, to 0.2346.
 static double soft_cap_strength(double k, double w) {
     double low = 0, high = 1.0 / 3;
     for (int i = 0; i < 60; i++) {
@@ -1522,7 +1528,7 @@ static void cap_rows(const Tensor *t, float *w) {
 }
 
 // step_matrix: one step for one matrix W (rows, cols) with momentum m: Muon's update of norm u, or,
-// with AdamW, whose update is done already, none (u 0); then the cap.
+// with AdamW, whose update is done already, none; then the cap.
 static void step_matrix(const Config *c, float *W, const float *m, int rows, int cols, double u,
                         double cap) {
     bool muon = c->optimizer == MUON, constrained = cap > 0 || c->constraint == DECAY;
@@ -1602,10 +1608,10 @@ static double train_step(Model *m, Workspace *spaces, const Span *texts, int cou
 
 // ---------------------------------------------------------------------------------------------
 // 8. The certificate: a bound that is *sound*, a theorem about the network with these weights (in
-// exact arithmetic: float adds about 1e-6 of a logit) and not an estimate. Domain: embeddings x in
-// R^(T x d) with |x| <= R0 (the largest row of E, by construction at most its cap), a convex set;
-// f(x) the logits; both in max-over-tokens RMS norm. Then |f(x) - f(y)| <= K |x - y|, with K
-// composed from upper bounds of spectral norms.
+// exact arithmetic: float adds about 1e-6 of the logits' size) and not an estimate. Domain:
+// embeddings x in R^(T x d) with |x| <= R0 (the largest row of E, by construction at most its
+// cap), a convex set; f(x) the logits; both in max-over-tokens RMS norm. Then |f(x) - f(y)| <= K
+// |x - y|, with K composed from upper bounds of spectral norms.
 
 typedef struct { double activation, log10_sound, log10_paper; } Layer; // after each layer
 
@@ -1640,7 +1646,8 @@ static void measure_slice(const Model *m, const Slice *slice, void *unused) {
     else t->heads[slice->head] = b;
 }
 
-// What compose adds up. Each inequality is proved in dev/certificate.md under its number.
+// What compose adds up. Each inequality is proved in dev/certificate.md under its number. (There F
+// includes W_o or W_out; slope, shrink and factor are g, r and c; and concat is (6').)
 //
 //   (1) |W x| <= |W| |x|, |W| = sigma_max(W) sqrt(I/O); a head's rows of W_q are a (dh, d) matrix
 //       of their own: |W^h| = sigma_max(W^h) sqrt(d/dh). Of the whole only sqrt(H) |W| bounds it.
@@ -1652,8 +1659,8 @@ static void measure_slice(const Model *m, const Slice *slice, void *unused) {
 //       F_h = |W_v^h| (1 + 2 beta_h)-Lipschitz.
 //   (5) |concat_h y_h|^2 = mean_h |y_h|^2: heads enter as a root mean square.
 //   (6) keep x + alpha W F(x) is at most keep + alpha |W| Lip(F), and as large as keep a + alpha
-//       |W||F|. W [x; alpha F(x)], F of I numbers: |W| times the root mean square of 1 and alpha
-//       Lip(F), or of a and alpha |F|, d and I times each.
+//       |W||F|. W [x; alpha F(x)], F of I numbers: |W| sqrt((d p^2 + I q^2) / (d + I)) with p,
+//       q = 1, alpha Lip(F), or a, alpha |F|.
 //   (7) The MLP: Lip(F) = slope |W_in|; |F| <= shrink (|W_in| a + |b_in|): biases cost nothing in
 //       K, but they enlarge a, and with it the scores of later blocks.
 //   (8) Constants multiply: K = product over the layers, each with the a that arrives there.
@@ -1736,9 +1743,10 @@ static void certify(const Model *m, Certificate *out) {
     paper_bound(m, out);
 }
 
+static double rounded_up(double x, double parts) { return ceil(x * parts) / parts; }
+
 // show_bound: a bound from its log10, to so many digits, also when it is too large for a double;
 // rounded up, in the last digit.
-static double rounded_up(double x, double digits) { return ceil(x * digits) / digits; }
 static const char *show_bound(double log10_bound, int digits) {
     static char texts[4][32];
     static int next;
@@ -1755,7 +1763,7 @@ static const char *show_bound(double log10_bound, int digits) {
 static void print_norms(const Model *m) {
     printf("\nweight\tlower\tupper\tcap\n");
     for (const Tensor *t = m->tensors; t < m->tensors + m->count; t++) {
-        int heads = has_slices(t->kind) ? m->config.heads : 0;
+        int heads = has_heads(t->kind) ? m->config.heads : 0;
         if (t->size == 0) continue;
         for (int head = -1; head < heads; head++) {
             char slice[32] = "", cap[32] = "-";
@@ -1824,9 +1832,9 @@ static void check_promise(const Model *m, const Certificate *k, int step, const 
 // the bound rises with every norm and every weight stays below its cap, the certificate of the
 // weights is at most the bound at the caps, so at most the budget, after every single step.
 
-// scale_caps: the budget's one knob: scores, MLP and output head times `factor`. W_v and W_o stay
-// as they are: with norms of about 1 they hand tokens over whole, which costs next to nothing. Nor
-// does a layer of --residual concat lose anything at norms of 1: there the head takes it all.
+// scale_caps: the budget's one knob: `factor` on W_head and, unless the residual is concat, on the
+// scores and the MLP, too. W_v and W_o stay as they are: with norms of about 1 they hand tokens
+// over whole, which costs next to nothing; and so do all layers of concat.
 static void scale_caps(Config *c, double factor) {
     c->cap_head *= factor;
     if (c->residual != CONCAT) c->cap_qk *= factor, c->cap_in *= factor, c->cap_out *= factor;
@@ -1866,9 +1874,10 @@ static void apply_budget(Config *c) {
     scale_caps(c, exp(low));
 }
 
-// Certified predictions, (14) of the proof: at logits z with largest z_c, every other class j stays
-// below as long as no embedding moves by more than (z_c - z_j) / (|w_c - w_j|_2 sqrt(d) K_trunk) in
-// RMS norm, w_j the rows of W_head and K_trunk the constant of the trunk.
+// Certified predictions (ours), (14) of the proof: at logits z with largest z_c, every other class
+// j stays below while every embedding moves by at most eps in RMS norm, if z_c - z_j > |w_c -
+// w_j|_2 sqrt(d) K_trunk eps: w_j the rows of W_head, K_trunk the trunk's constant on |x| <= R0 +
+// eps.
 
 // head_distances: |w_i - w_j|_2 sqrt(d) for all pairs of rows of W_head, (V, V).
 static double *head_distances(const Model *m) {
@@ -1912,8 +1921,8 @@ static double certified_share(const Model *m, Workspace *spaces, Span split, int
         int T = (int)window.count;
         forward_tokens(m, s, window.tokens, T);
         for (int t = 0; t < T; t++) {
-            if (t % HEAD_ROWS == 0) head_forward(m, s, t, imin(HEAD_ROWS, T - t));
-            float *z = s->logits + (size_t)(t % HEAD_ROWS) * V;
+            if (t % LOGIT_ROWS == 0) logits_forward(m, s, t, imin(LOGIT_ROWS, T - t));
+            float *z = s->logits + (size_t)(t % LOGIT_ROWS) * V;
             proven += margin(z, window.tokens[t + 1], distances, V) > reach;
         }
         positions += T;
@@ -2051,9 +2060,9 @@ static Span load_file(const char *path, Data *data) {
     return (Span){tokens, count};
 }
 
-// load_data: the shards of a pattern, which has a * or a [ in it (a ? may be a byte that a
-// checkpoint could not hold), in order of name, or one file, and one to validate on. Either may be
-// "". `data` has the vocabulary, if it is known already, or is zero.
+// load_data: the shards of a pattern, which has a * or a [ in it (a ? is none: a checkpoint writes
+// it for bytes that it cannot hold), in order of name, or one file, and one to validate on. Either
+// may be "". `data` has the vocabulary, if it is known already, or is zero.
 static Data load_data(const char *pattern, const char *validation, int context, Data data) {
     glob_t found = {0};
     bool one = !strpbrk(pattern, "*[") || access(pattern, F_OK) == 0 ||
@@ -2100,8 +2109,8 @@ typedef enum { INTEGER, REAL, STRING, CHOICE, HEADING } Type;
 enum { TRAIN = 1, EVAL = 2, CERTIFY = 4, SAMPLE = 8, // the commands that take it
        SAVED = 16,    // goes into the checkpoint
        AGAIN = 32,    // may be given when a run is resumed
-       BUDGETED = 64, // a cap: not beside --lipschitz, which chooses them
-       LATER = 128,   // checkpoints were written without it: the paper's preset is as before
+       BUDGETED = 64, // a cap that --lipschitz may choose: see new_settings
+       LATER = 128,   // may be missing in a checkpoint: then it has the paper preset's value
        FORMER = 256,  // stands in older checkpoints only: the earlier name of a setting
        KEPT = TRAIN | SAVED };
 
@@ -2600,8 +2609,8 @@ static bool is_utf8(const char *text) {
     return true;
 }
 
-// keep: what is there before a new run writes stays under another name, one that is free.
-static void keep(const char *path) {
+// keep_old: what is there before a new run writes stays under another name, one that is free.
+static void keep_old(const char *path) {
     char old[PATH_SIZE + 32];
     int number = 2;
     snprintf(old, sizeof old, "%s.old", path);
@@ -2676,8 +2685,8 @@ static Model *checkpoint_load(const char *path, Data *vocabulary, Progress *prog
     c.eval_windows = 0; // before there was such an option, reports took all
     char source[PATH_SIZE + 32];
     const char *format = metadata_of(&f, "format", NULL);
-    bool second = !strcmp(format, "lipgpt 2"); // with older names of alpha and momentum
-    if (!second && strcmp(format, "lipgpt 3"))
+    bool older = !strcmp(format, "lipgpt 2"); // with older names of alpha and momentum
+    if (!older && strcmp(format, "lipgpt 3"))
         die(REFETCH, "%s: format %s, expected lipgpt 2 or 3", path, format);
     snprintf(source, sizeof source, "%s: ", path);
     char *settings = metadata_of(&f, "settings", "");
@@ -2690,10 +2699,10 @@ static Model *checkpoint_load(const char *path, Data *vocabulary, Progress *prog
     }
     for (const Option *o = options; o < options + OPTIONS; o++) {
         const char *name = o->name;
-        if (second && o->offset == AT(alpha)) name = "residual";
-        if (second && o->offset == AT(momentum)) name = "beta";
+        if (older && o->offset == AT(alpha)) name = "residual";
+        if (older && o->offset == AT(momentum)) name = "beta";
         bool there = find(&f, f.header, f.end, name);
-        if (o->use & LATER && (second || !there)) continue;
+        if (o->use & LATER && (older || !there)) continue;
         if (o->use & SAVED || (o->use & FORMER && there))
             set_option(&c, o, metadata_of(&f, name, NULL), source, 1);
     }
@@ -2719,7 +2728,7 @@ static Model *checkpoint_load(const char *path, Data *vocabulary, Progress *prog
 // ---------------------------------------------------------------------------------------------
 // 12. The four commands, and main.
 
-typedef struct { // everything that a command holds; it ends with the process
+typedef struct { // everything that a command holds
     Model *m;
     Data data;
     Progress progress;
@@ -2814,7 +2823,7 @@ static void write_sample(FILE *file, const Run *r, const Config *settings) {
         if (token < 0) token = 0;
         if (n >= length) {
             forward_tokens(r->m, r->spaces, window, T);
-            head_forward(r->m, r->spaces, T - 1, 1);
+            logits_forward(r->m, r->spaces, T - 1, 1);
             token = draw(r->spaces->logits, c->vocabulary, settings->temperature, &rng);
         }
         if (n < given || n >= length) write_token(file, &r->data, lines, token);
@@ -2828,16 +2837,16 @@ static void write_sample(FILE *file, const Run *r, const Config *settings) {
     free(window), free(lines);
 }
 
-// open_log: a new log with its header, or the old one up to the step that is resumed. Its columns
-// say whether it is the full split that reports validate, or a part.
+// open_log: a new log with its header, or that of a resumed run up to its step. The columns say
+// whether it is the full split that reports validate, or a part.
 static FILE *open_log(Run *r) {
     const Config *c = &r->m->config;
     char line[1024];
-    FILE *old = r->first ? fopen(c->log, "r") : NULL;
-    if (!old && r->first && errno != ENOENT)
+    FILE *old = *c->resume ? fopen(c->log, "r") : NULL;
+    if (!old && *c->resume && errno != ENOENT)
         die("give another --log", "cannot read %s to go on with it: %s", c->log, strerror(errno));
-    if (c->eval_windows < window_count(r->data.validation, FULL_SPLIT, c->context))
-        r->part = c->eval_windows;
+    if (old && fgets(line, sizeof line, old) && strncmp(line, "step\t", 5))
+        die("give another --log", "%s is no log of lipgpt", c->log);
     FILE *log = open_file(c->log);
     const char *split = r->part ? "part" : "full";
     fprintf(log, "step\ttokens\ttrain_loss\t%s_loss\t%s_accuracy\tcertificate\tpaper_bound\t"
@@ -2937,8 +2946,10 @@ static int command_train(const char **value, int command) {
     bool same = resumed && same_file(resumed, c->out); // it goes on in its own file
     const char *from = resumed && !same ? resumed : c->data;
     check_places((const char *const[]){c->data, c->val_data, from, c->out, path, c->log}, 3, 6);
-    if (!same) keep(c->out), keep(path);
-    if (!resumed) keep(c->log);
+    if (!same) keep_old(c->out), keep_old(path);
+    if (!resumed) keep_old(c->log);
+    if (c->eval_windows < window_count(r.data.validation, FULL_SPLIT, c->context))
+        r.part = c->eval_windows;
     FILE *log = open_log(&r);
     fprintf(stderr, "%zu parameters, %d threads, %d lanes; %s: %zu tokens, vocabulary %d\n",
             r.m->size, omp_get_max_threads(), lanes_of(c), c->data, r.data.count, c->vocabulary);
@@ -2950,13 +2961,13 @@ static int command_train(const char **value, int command) {
     int end = c->stop >= 0 && c->stop < c->steps ? c->stop : c->steps;
     for (int step = r.first; true; step = r.progress.step) {
         if ((step > 0 && step % c->eval_every == 0) || step >= end) report(&r, log);
-        if (step >= end || interrupted) break; // past it: a --stop that a finished run is beyond
+        if (step >= end || interrupted) break; // > end: a finished run was given an earlier --stop
         if (c->sample_every && step > r.first && step % c->sample_every == 0)
             fputs(fresh_line(), stderr), write_sample(stderr, &r, c);
         r.progress.train_loss = train_step(r.m, r.spaces, r.data.train, r.data.files,
                                            &r.progress.rng, step, r.lanes);
         r.progress.step++;
-#ifdef CHECK_EVERY_STEP
+#ifdef CHECK_EVERY_STEP // make debug, and the tests
         certify(r.m, &r.certificate);
         check_promise(r.m, &r.certificate, r.progress.step, BUG);
 #endif
@@ -2981,7 +2992,7 @@ static int command_train(const char **value, int command) {
 
 // print_predictions: certified shares, on --windows windows; or why there are none.
 enum { MOST_SYMBOLS = 4096 }; // a distance for every pair of them
-enum { LEVELS = 7 }; // of eps, for certificates and attacks
+enum { LEVELS = 7 }; // of eps
 static const double levels[LEVELS] = {0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5};
 static void print_predictions(Run *r, int windows) {
     if (r->m->config.vocabulary > MOST_SYMBOLS) {

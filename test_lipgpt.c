@@ -263,7 +263,7 @@ static void fill_model(Lab *lab, Family family, double low, double high, Rng *rn
         double norm = low > 0 ? between(low, high, rng) : t->cap > 0 ? t->cap : 3;
         int slices = low > 0 || !t->size ? 1 : t->slices, rows = t->rows / slices;
         float *w = lab->m->weights + t->offset;
-        bool one = family == ONE_HEAD && has_slices(t->kind) && slices == 1;
+        bool one = family == ONE_HEAD && has_heads(t->kind) && slices == 1;
         if (!is_matrix(t->kind)) fill_rows(w, t->rows, t->cols, norm, rng);
         if (one) memset(w, 0, t->size * sizeof *w);
         if (one) fill_matrix(w, rows / H, t->cols, ORTHOGONAL, norm * sqrt(H), rng);
@@ -429,7 +429,7 @@ static void test_model_gradients(void) {
 
 // Head and loss go by parts of a long window: the same bits as in one go.
 static void test_head_by_parts(void) {
-    enum { LONG = 2 * HEAD_ROWS + 88, SYMBOLS = 131 };
+    enum { LONG = 2 * LOGIT_ROWS + 88, SYMBOLS = 131 };
     for (int variant = 0; variant < 2; variant++) {
         Config c = small(variant ? TIGHT : PAPER, 12, 2, 1, SYMBOLS);
         c.context = LONG;
@@ -804,18 +804,18 @@ static void test_causality(void) {
         Lab lab = random_lab(&c, 30 + (uint64_t)variant);
         uint16_t tokens[CONTEXT] = {5, 3, 8, 1, 10, 0, 2, 2, 7, 9};
         float logits[N];
-        forward_tokens(lab.m, lab.s, tokens, CONTEXT), head_forward(lab.m, lab.s, 0, CONTEXT);
+        forward_tokens(lab.m, lab.s, tokens, CONTEXT), logits_forward(lab.m, lab.s, 0, CONTEXT);
         memcpy(logits, lab.s->logits, sizeof logits);
         for (int t = 0; t < CONTEXT; t++) {
             uint16_t kept = tokens[t];
             size_t past = (size_t)t * V, rest = N - past;
             double size = distance(logits + past, NULL, rest);
             tokens[t] = 4;
-            forward_tokens(lab.m, lab.s, tokens, CONTEXT), head_forward(lab.m, lab.s, 0, CONTEXT);
+            forward_tokens(lab.m, lab.s, tokens, CONTEXT), logits_forward(lab.m, lab.s, 0, CONTEXT);
             expect(!memcmp(logits, lab.s->logits, past * sizeof(float))); // but it changes the rest
             expect(distance(logits + past, lab.s->logits + past, rest) > 1e-2 * size);
             tokens[t] = kept;
-            forward_tokens(lab.m, lab.s, tokens, t + 1), head_forward(lab.m, lab.s, 0, t + 1);
+            forward_tokens(lab.m, lab.s, tokens, t + 1), logits_forward(lab.m, lab.s, 0, t + 1);
             at_most(distance(logits, lab.s->logits, past + V), 40 * epsilon * size, "prefix");
         }
     }
@@ -857,7 +857,7 @@ static void test_presets(void) {
         EACH(t, &m) {
             t->norm.upper = t->kind == W_HEAD ? bounds[i].head : bounds[i].cap;
             if (t->kind == EMBED) t->norm.upper = 1;
-            for (int h = 0; h < m.config.heads && has_slices(t->kind); h++)
+            for (int h = 0; h < m.config.heads && has_heads(t->kind); h++)
                 t->heads[h].upper = t->norm.upper * sqrt(m.config.heads);
         }
         Certificate k;
@@ -896,7 +896,7 @@ static void test_init(void) {
             int rows = t->size ? t->rows / t->slices : 0, cols = t->cols;
             double wanted = t->cap > 0 ? min(1, t->cap) : 1, unit = unit_of(rows, cols), sigma[64];
             float *w = m->weights + t->offset;
-            bool matrix = has_slices(t->kind) || t->kind == W_IN;
+            bool matrix = has_heads(t->kind) || t->kind == W_IN;
             if (concat && (t->kind == W_O || t->kind == W_OUT)) matrix = true;
             if (!t->size) continue;
             for (int j = 0; j < (int)t->size && !matrix && t->kind != EMBED; j++) {
@@ -1246,7 +1246,7 @@ static void climb_weights(Lab *lab, const float *g, double rate, bool attention)
     EACH(t, lab->m) {
         float *w = lab->m->weights + t->offset;
         const float *gradient = g + t->offset;
-        bool asked = has_slices(t->kind) || t->kind == W_O;
+        bool asked = has_heads(t->kind) || t->kind == W_O;
         if (!is_matrix(t->kind) || !t->size || (attention && !asked)) continue;
         double norm = norm_now(w, t->rows, t->cols), size = rms(gradient, t->size);
         double scale = size > 0 ? rate * rms(w, t->size) / size : 0;
@@ -1505,7 +1505,7 @@ static void test_norms(void) {
     Lab lab = random_lab(&c, 85);
     sound(&lab);
     EACH(t, lab.m)
-        for (int head = -1; t->size && head < (has_slices(t->kind) ? H : 0); head++) {
+        for (int head = -1; t->size && head < (has_heads(t->kind) ? H : 0); head++) {
             int rows = head < 0 ? t->rows : t->rows / H, first = head < 0 ? 0 : head * rows;
             const float *w = lab.m->weights + t->offset + (size_t)first * t->cols;
             Bracket *b = bracket(t, head);
@@ -1646,7 +1646,7 @@ static Window window_create(Lab *lab, const uint16_t *tokens, const uint16_t *ta
     Window win;
     double *distances = head_distances(lab->m), R = lab->certificate.radius;
     const float *w = weight(lab, W_HEAD, 0);
-    forward_tokens(lab->m, lab->s, tokens, WIN), head_forward(lab->m, lab->s, 0, WIN);
+    forward_tokens(lab->m, lab->s, tokens, WIN), logits_forward(lab->m, lab->s, 0, WIN);
     memcpy(win.x, lab->s->blocks[0].x, sizeof win.x);
     for (int t = 0; t < WIN; t++) {
         const float *z = lab->s->logits + (size_t)t * CLASSES;
@@ -2079,6 +2079,10 @@ static void test_places(void) {
     expect(!exists("text.tmp") && !exists("directory.tmp") && !exists(".tmp"));
     gives(0, "", "train " NET "--steps 4 --stop 2 --out twice.st --log twice");
     gives(1, "cannot read loop", "train --resume twice.st --log loop");
+    gives(1, "other is no log of lipgpt", "train --resume twice.st --log other");
+    gives(0, "", "train " NET "--steps 4 --stop 0 --out zero.st --log zero");
+    gives(1, "other is no log of lipgpt", "train --resume zero.st --log other");
+    gives(0, "", "train --resume zero.st --log empty");
     gives(0, "linked.st", "train " NET "--steps 2 --tokens 9 --out linked.st");
     expect(same("text", "text.kept") && same("other", "other.kept"));
     expect(!exists("linked.st.txt.tmp"));

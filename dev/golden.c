@@ -205,7 +205,7 @@ static void add_bounds(Dump *d, const Model *m, const float *logits, int T) {
     Certificate k;
     certify(m, &k);
     for (const Tensor *t = m->tensors; t < m->tensors + m->count; t++) {
-        int heads = has_slices(t->kind) ? m->config.heads : 0;
+        int heads = has_heads(t->kind) ? m->config.heads : 0;
         if (!t->size) continue;
         float *norms = add(d, 1 + heads, 2, "norm.%s", t->name);
         for (int h = -1; h < heads; h++) {
@@ -315,7 +315,7 @@ static Dump golden_dump(Golden *g) {
     float *logits = add(&d, T, V, "logits");
     float *losses = add(&d, 1, T, "loss"); // -log p of each target; the gradient is of the batch
     for (int t = 0; t < T; t++) {
-        head_forward(m, spaces, t, 1);
+        logits_forward(m, spaces, t, 1);
         memcpy(logits + (size_t)t * V, spaces->logits, (size_t)V * sizeof(float));
         losses[t] = (float)cross_entropy_forward(spaces->logits, windows[0] + t + 1, &correct, 1,
                                                  V);

@@ -46,11 +46,11 @@ static void add_direction(float *x, const float *gradient, double step, int T, i
     }
 }
 
-// run: s->logits (T, V) from embeddings x (T, d), T <= HEAD_ROWS.
+// run: s->logits (T, V) from embeddings x (T, d), T <= LOGIT_ROWS.
 static void run(const Model *m, Workspace *s, const float *x, int T) {
     memcpy(s->blocks[0].x, x, (size_t)T * m->config.width * sizeof(float));
     forward(m, s, T);
-    head_forward(m, s, 0, T);
+    logits_forward(m, s, 0, T);
 }
 
 // pull_back: to = J^T u at x, for a direction u (V) of the logits at token t. The same for the
@@ -61,7 +61,7 @@ static void pull_back(const Model *m, Workspace *s, const float *x, const float 
     run(m, s, x, T);
     memset(s->logits, 0, (size_t)T * V * sizeof(float));
     memcpy(s->logits + (size_t)t * V, u, V * sizeof(float));
-    head_backward(m, s, g, 0, T);
+    logits_backward(m, s, g, 0, T);
     backward(m, s, g, T);
     memcpy(to, s->dx, (size_t)T * m->config.width * sizeof(float));
 }
@@ -131,9 +131,9 @@ static void attack(const Model *m, Workspace *s, const float *x, const uint16_t 
     for (int step = 0; step <= steps; step++) {
         memcpy(s->blocks[0].x, moved, (size_t)T * d * sizeof(float));
         forward(m, s, T);
-        for (int first = 0; first < T; first += HEAD_ROWS) {
-            int rows = imin(HEAD_ROWS, T - first);
-            head_forward(m, s, first, rows);
+        for (int first = 0; first < T; first += LOGIT_ROWS) {
+            int rows = imin(LOGIT_ROWS, T - first);
+            logits_forward(m, s, first, rows);
             for (int t = first; t < first + rows; t++) {
                 int correct = 0;
                 cross_entropy_forward(s->logits + (size_t)(t - first) * V, targets + t, &correct, 1,
@@ -141,7 +141,7 @@ static void attack(const Model *m, Workspace *s, const float *x, const uint16_t 
                 safe[t] = safe[t] && correct;
             }
             cross_entropy_backward(s->logits, targets + first, T, rows, V);
-            head_backward(m, s, NULL, first, rows);
+            logits_backward(m, s, NULL, first, rows);
         }
         backward(m, s, NULL, T);
         add_direction(moved, s->dx, eps / 4, T, d);
