@@ -63,6 +63,7 @@ def planned():
         for seed in range(seeds):
             runs[f"tight-{budget}-long-{seed}"] = ["--preset", "tight", "--lipschitz", str(budget),
                                                    "--seed", str(seed)] + LONG
+    runs["wide-2"] = ["--preset", "tight", "--lipschitz", "2", "--mlp-ratio", "16"] + SHORT
     for rate in (6, 10):
         runs[f"headline-{rate}"] = HEADLINE + ["--cap", "1.2", "--lr", str(rate)] + LONG
     for cap, held in HELD.items():
