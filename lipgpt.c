@@ -880,12 +880,14 @@ static Config preset_config(Preset preset) {
     return c;
 }
 
-// small_budget: what tight takes instead for a K below 10: attention that depends on where a token
-// stands and not on what it is, narrower caps of the MLPs, larger steps along a longer average.
+// small_budget: what tight takes instead for a K below 20, a longer average of gradients and larger
+// steps of E; and below 10, attention that depends on where a token stands and not on what it is,
+// narrower caps of the MLPs, larger steps of all.
 static void small_budget(Config *c) {
-    if (c->preset != TIGHT || c->lipschitz == 0 || c->lipschitz >= 10) return;
-    c->position_only = 1, c->cap_in = c->lipschitz < 4 ? 1 : 1.5, c->cap_out = 1;
-    c->lr = 0.3, c->momentum = 0.98, c->share_embed = 2000;
+    if (c->preset != TIGHT || c->lipschitz == 0 || c->lipschitz >= 20) return;
+    c->momentum = 0.98, c->share_embed = 2000;
+    if (c->lipschitz >= 10) return;
+    c->position_only = 1, c->cap_in = c->lipschitz < 4 ? 1 : 1.5, c->cap_out = 1, c->lr = 0.3;
 }
 
 // config_check: what no single option's range can say; status is what to exit with.

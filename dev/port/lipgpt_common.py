@@ -534,9 +534,10 @@ def new_settings(o):
     given = {name: o.cap for name in CAPS if o.cap is not None}
     given |= {name: getattr(o, name) for name in PAPER if getattr(o, name) is not None}
     vars(c).update(given)
-    if c.preset == "tight" and 0 < c.lipschitz < 10:
-        small = dict(position_only=1, cap_in=1.5 if c.lipschitz >= 4 else 1.0, cap_out=1.0,
-                     lr=0.3, momentum=0.98, share_embed=2000.0)
+    if c.preset == "tight" and 0 < c.lipschitz < 20:
+        small = dict(momentum=0.98, share_embed=2000.0)
+        if c.lipschitz < 10:
+            small |= dict(position_only=1, cap_in=1.5 if c.lipschitz >= 4 else 1.0, cap_out=1.0, lr=0.3)
         vars(c).update(small | given)
     loose = c.constraint in ("hammer", "decay")
     if o.lipschitz is None and (set(CAPS) & set(given) or loose):
