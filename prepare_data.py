@@ -51,7 +51,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 TINY = os.path.join(HERE, "data", "tinyshakespeare.txt")
 FALLBACK = os.path.join(HERE, "data", "fallback.txt")
 FALLBACK_SOURCES = ("lipgpt.c", "test_lipgpt.c", "README.md", "Makefile",
-                    "dev/*.md", "*.py", "dev/*.py", "dev/peers/*.py")
+                    "dev/*.md", "*.py", "dev/*.py", "dev/port/*.py")
 TIMEOUT = 10                # seconds without an answer before a download counts as failed
 LONGEST_ANSWER = 1 << 28    # bytes to read from a server before giving up on it
 

@@ -37,6 +37,7 @@ ROBUST = "preset eps certified attacked windows".split()
 BUDGETS = (1, 2, 5, 10, 30, 100, 300, 1000)
 SHORT = ["--steps", "2000", "--batch", "16"]   # 8.2M tokens
 LONG = ["--steps", "2000", "--batch", "64"]    # the paper's 33M
+SMALL = ["--steps", "8000", "--batch", "16", "--eval-every", "1000"]  # the same, for a small K
 LONGER = ["--steps", "3000", "--batch", "64"]  # 49M
 MEASURED = ["--steps", "", "--batch", ""]      # not trained: made of another row's model
 EDGE = 3.5  # log10 of the picture's largest bound
@@ -57,12 +58,12 @@ def planned():
     for preset in ("tight", "paper"):
         for budget in BUDGETS[preset == "paper":]:
             runs[f"{preset}-{budget}"] = ["--preset", preset, "--lipschitz", str(budget)] + SHORT
-        # with the preset's learning rate, nothing holds it: it diverges
+        # with paper's learning rate, nothing holds it: it diverges
         runs[f"{preset}-free"] = ["--preset", preset, "--cap", "0", "--lr", "0.1"] + SHORT
     for budget, seeds in ((2, 2), (10, 2), (30, 1), (100, 1)):
         for seed in range(seeds):
             runs[f"tight-{budget}-long-{seed}"] = ["--preset", "tight", "--lipschitz", str(budget),
-                                                   "--seed", str(seed)] + LONG
+                                                   "--seed", str(seed)] + (SMALL if budget < 20 else LONG)
     runs["wide-2"] = ["--preset", "tight", "--lipschitz", "2", "--mlp-ratio", "16"] + SHORT
     for rate in (6, 10):
         runs[f"headline-{rate}"] = HEADLINE + ["--cap", "1.2", "--lr", str(rate)] + LONG
@@ -195,13 +196,14 @@ def plot():
     figure, axes = plt.subplots(figsize=(9, 4.5))
     for family, tokens, style, label in (
             ("tight", SHORT, "C0o", "tight, 8M tokens"), ("tight", LONG, "C0D", "tight, 33M tokens"),
+            ("tight", SMALL, "C0D", None),
             ("convex", SHORT, "C1o", "convex residuals, 8M"), ("convex", LONG, "C1D", "convex, 33M"),
             ("convex", LONGER, "C1*", "convex, 49M"),
             ("scaled", MEASURED, "C4x", "convex-60-long, its head / 30"),
             ("paper", SHORT, "C2s", "the paper's network, 8M tokens"),
             ("headline", LONG, "C3^", "its headline's likely network, 33M")):
         rows = [(log10_of(row["certificate"]), float(row["full_loss"])) for row in read_rows()
-                if row["preset"].startswith(family) and [row["steps"], row["batch"]] == tokens[1::2]]
+                if row["preset"].startswith(family) and [row["steps"], row["batch"]] == tokens[1:4:2]]
         if rows:
             axes.semilogx([10 ** min(x, EDGE) for x, y in rows], [y for x, y in rows], style,
                           label=label, clip_on=False)
@@ -223,7 +225,8 @@ def plot():
     figure.savefig(os.path.join(ROOT, "dev", "frontier.png"), dpi=120)
 
     figure, axes = plt.subplots(figsize=(7, 4.5))
-    names = list(dict.fromkeys(row["preset"] for row in read_rows(ROBUSTNESS)))
+    names = [f"tight-{budget}" for budget in BUDGETS] + ["scaled-60-long-0", "headline-1.4"]
+    names = [name for name in names if name in {row["preset"] for row in read_rows(ROBUSTNESS)}]
     for i, name in enumerate(names):
         rows = [row for row in read_rows(ROBUSTNESS) if row["preset"] == name]
         eps = [float(row["eps"]) for row in rows]

@@ -1,5 +1,5 @@
 """What is the same in every framework, in NumPy: settings and the table of tensors, the generator
-and initial values, texts, checkpoints, both bounds, golden files, and the five commands.
+and initial values, texts, checkpoints, both bounds, golden files, and the six commands.
 
 A port has a class Run, and calls main(Run). dev/porting.md explains; T, d, H, dh, F, L, V and all
 names are those of lipgpt.c. Weights and momenta are dicts {name: array (rows, cols)}.
