@@ -21,6 +21,7 @@ import argparse
 import array
 import concurrent.futures
 import csv
+import fcntl
 import json
 import math
 import os
@@ -87,20 +88,44 @@ def values(text):
     return dict(line.split("\t")[:2] for line in text.splitlines() if line.count("\t") == 1)
 
 
+def check_model(model, arguments):
+    """That a checkpoint from earlier is of the run that is asked for, not of what its name once meant."""
+    with open(model, "rb") as file:
+        found = json.loads(file.read(int.from_bytes(file.read(8), "little")))["__metadata__"]
+    for key, value in zip(arguments[::2], arguments[1::2]):
+        number = f"{float(value):.17g}" if value[0].isdigit() else value
+        if found.get(key[2:], value) not in (value, number):    # --cap is not in it
+            sys.exit(f"frontier: {model} was trained with {key} {found[key[2:]]}, not {value}: move it away")
+
+
+def run_alone(name, arguments, data):
+    """run, unless another process is at it, or was."""
+    with open(os.path.join(OUT, name + ".lock"), "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return print(name, "is run by another process", flush=True)
+        if name not in {row["preset"] for row in read_rows(TABLE)}:
+            run(name, arguments, data)
+
+
 def run(name, arguments, data):
     """Train, or go on, then search from below; append the row."""
     model, log = os.path.join(OUT, name + ".safetensors"), os.path.join(OUT, name + ".tsv")
-    program = os.path.join(ROOT, "lipgpt")
-    command = [program, "train", "--data", data, "--out", model, "--log", log, "--sample-every", "0"]
-    fresh = command + arguments
-    if os.path.exists(model) and not last_step(log, arguments):
-        fresh = [program, "train", "--resume", model, "--log", log]
-    print(name, " ".join(fresh), flush=True)
-    if not last_step(log, arguments):
-        subprocess.run(fresh, check=True)
-    measure(name, model, data, {key: arguments[arguments.index("--" + key) + 1] for key in ("steps", "batch")}
-            | {"seed": dict(zip(arguments[::2], arguments[1::2])).get("--seed", "0"),
-               "seconds": f"{elapsed(log):.1f}", "command": " ".join(["./lipgpt", "train"] + arguments)})
+    command = [os.path.join(ROOT, "lipgpt"), "train", "--data", data, "--log", log]
+    there = os.path.exists(model)
+    if there:
+        check_model(model, arguments)
+    if there and last_step(log, arguments):
+        print(f"{name} is trained already; {model} is measured", flush=True)
+    else:
+        command += ["--resume", model] if there else ["--out", model, "--sample-every", "0"] + arguments
+        print(name, " ".join(command), flush=True)
+        subprocess.run(command, check=True)
+    given = dict(zip(arguments[::2], arguments[1::2]))
+    measure(name, model, data, {"steps": given["--steps"], "batch": given["--batch"], "seed": given.get("--seed", "0"),
+                                "seconds": f"{elapsed(log):.1f}",
+                                "command": " ".join(["./lipgpt", "train"] + arguments)})
 
 
 def measure(name, model, data, row):
@@ -110,13 +135,13 @@ def measure(name, model, data, row):
         [os.path.join(ROOT, "build", "search"), "--model", model, "--data", data, "--windows", str(windows)],
         check=True, stdout=subprocess.PIPE, text=True).stdout
     found = values(text)
+    if windows:     # first: a row of TABLE says that all is done
+        append_row(ROBUSTNESS, ROBUST, *(dict(zip(ROBUST, [name, *line.split("\t"), windows]))
+                                         for line in text[text.index("\neps\t"):].splitlines()[2:]))
     if name not in {row["preset"] for row in read_rows(TABLE)}:
         append_row(TABLE, COLUMNS, {"preset": name, **row, **{key: found[key] for key in COLUMNS if key in found}})
-    if windows:
-        for line in text[text.index("\neps\t"):].splitlines()[2:]:
-            eps, certified, attacked = line.split("\t")
-            append_row(ROBUSTNESS, ROBUST, {"preset": name, "eps": eps, "certified": certified,
-                                            "attacked": attacked, "windows": windows})
+    elif not windows:
+        print(f"frontier: {name} stands in both tables already, nothing was added", file=sys.stderr)
 
 
 def scale_head(model, divisor, out):
@@ -133,14 +158,14 @@ def scale_head(model, divisor, out):
         file.write(size + header + body)
 
 
-def append_row(table, columns, row):
-    """One more row of a table in a file, with its header if it is the first."""
+def append_row(table, columns, *rows):
+    """More rows of a table in a file, with its header if they are the first."""
     fresh = not os.path.exists(table)
     with open(table, "a", newline="") as file:
         writer = csv.DictWriter(file, columns, delimiter="\t", lineterminator="\n")
         if fresh:
             writer.writeheader()
-        writer.writerow(row)
+        writer.writerows(rows)
 
 
 def read_log(log):
@@ -168,7 +193,7 @@ def public_formula(model, backwards, scores):
     describes (convex residuals, 1/3, gelu/1.1289), whatever the model's is. The public code walks the blocks
     `backwards`; without `scores` the term of the scores, 2 |q| |k|, is left out."""
     text = subprocess.run([os.path.join(ROOT, "lipgpt"), "certify", "--model", model],
-                          check=True, capture_output=True, text=True).stdout
+                          check=True, stdout=subprocess.PIPE, text=True).stdout
     rows = [line.split("\t") for line in text.splitlines()]
     norms = {row[0]: float(row[2]) for row in rows if len(row) == 4 and row[0].endswith(".weight")}
     blocks = 1 + max(int(name.split(".")[1]) for name in norms if name.startswith("blocks"))
@@ -190,7 +215,10 @@ def log10_of(bound):
 
 
 def plot():
-    import matplotlib
+    try:
+        import matplotlib
+    except ImportError:
+        sys.exit("frontier: matplotlib is missing, so nothing was drawn: pip install matplotlib")
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     figure, axes = plt.subplots(figsize=(9, 4.5))
@@ -253,6 +281,8 @@ def main():
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--data", default=os.path.join(ROOT, "data", "tinyshakespeare.txt"))
     options = parser.parse_args()
+    if options.jobs < 1:
+        parser.error(f"--jobs takes a whole number from 1 on, got {options.jobs}")
     runs, done = planned(), {row["preset"] for row in read_rows()}
     unknown = [name for name in options.names if name not in runs]
     if unknown:
@@ -282,10 +312,21 @@ def main():
         if options.jobs > 1:
             os.environ["OMP_NUM_THREADS"] = str(max(1, os.cpu_count() // options.jobs))
         with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-            for done_run in [pool.submit(run, name, runs[name], options.data) for name in missing]:
-                done_run.result()
+            ahead = [pool.submit(run_alone, name, runs[name], options.data) for name in missing]
+            try:
+                for done_run in ahead:
+                    done_run.result()
+            except KeyboardInterrupt:   # what has not begun does not begin
+                for waiting in ahead:
+                    waiting.cancel()
+                raise
     plot()
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except subprocess.CalledProcessError as error:  # which has said why
+        sys.exit(f"frontier: {' '.join(error.cmd)} ended with status {error.returncode}")
+    except KeyboardInterrupt:
+        sys.exit("frontier: interrupted; run the same again to go on")

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Tests of tradeoff.py: which run comes next, and what becomes a row. Nothing is trained.
+"""Tests of tradeoff.py and frontier.py: which run comes next, what becomes a row, what stops. Nothing is trained.
 
     python3 dev/test_tradeoff.py        make test runs it, too
 """
 import argparse
+import fcntl
 import os
 import sys
 import tempfile
@@ -11,9 +12,11 @@ import tempfile
 DEV = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, DEV)
 sys.dont_write_bytecode = True
+import frontier
 import tradeoff
 
 counts = {True: 0, False: 0}
+TRAIN = tradeoff.train
 BEST = {"muon": "0.1", "adamw": "0.01"}  # here
 EPOCHS = "epoch\tloss\tlargest_norm_over_cap\tlast_hidden_norm\n1\t2.5\t1.25\t2\n2\t2\t1.125\t3\n"
 RESULTS = ("accuracy\t0.5\nloss\t2\ncertificate\t10^400\nnorm\t1\t2\n\nl2_radius\tcertified_accuracy\n"
@@ -82,12 +85,50 @@ def test_rows():
     check(tradeoff.chosen("cifar", "muon-weight-decay", [row]) == [], "drawn though it diverged")
 
 
+def stops(reason, program, *arguments):
+    """The sentence that a call ends with."""
+    try:
+        ended = program(*arguments)
+    except SystemExit as exit:
+        ended = exit.code
+    check(reason in str(ended), reason, ended)
+
+
+def test_stops():
+    sys.argv = ["tradeoff.py", "--task", "cifar", "--text", "here"]
+    with open(os.path.join(tradeoff.OUT, "cifar.lock"), "w") as lock:  # as if another process were at it
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        stops("another process is at cifar", tradeoff.main)
+    settings = argparse.Namespace(text="no-such-text")
+    key = "shakespeare-rates", "muon-soft", "2", "1", "0"
+    stops("cannot take a part of no-such-text", tradeoff.run, key, settings)
+    tradeoff.train = TRAIN
+    stops("killed by signal 9", tradeoff.train, [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], [])
+
+    model, ran = os.path.join(DEV, "lipgpt-3.safetensors"), []
+    right = ["--preset", "tight", "--lipschitz", "8", "--cap", "2"]
+    check(frontier.check_model(model, right) is None, "a model of that run")
+    stops("--lipschitz 8, not 2", frontier.check_model, model, right[:2] + ["--lipschitz", "2"])
+    frontier.run = lambda *arguments: ran.append(arguments)
+    with open(os.path.join(frontier.OUT, "a.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        frontier.run_alone("a", right, "text")
+    check(not ran, "another process is at it", ran)
+    frontier.run_alone("a", right, "text")
+    check(len(ran) == 1, "it runs", ran)
+    frontier.append_row(frontier.TABLE, ["preset"], {"preset": "a"}, {"preset": "b"})
+    frontier.run_alone("b", right, "text")
+    check(len(ran) == 1, "its row is there", ran)
+
+
 def main():
     with tempfile.TemporaryDirectory() as directory:
-        tradeoff.TABLE = os.path.join(directory, "table.tsv")
+        tradeoff.TABLE, frontier.TABLE = (os.path.join(directory, name) for name in ("table.tsv", "frontier.tsv"))
+        tradeoff.OUT = frontier.OUT = directory
         test_order()
         test_pair()
         test_rows()
+        test_stops()
     print(f"tradeoff: {counts[True]} passed, {counts[False]} failed")
     return counts[False] != 0
 

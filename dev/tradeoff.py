@@ -20,6 +20,7 @@ FILE take data from elsewhere; --note TEXT goes into CIFAR-10's rows (say so if 
 import argparse
 import concurrent.futures
 import csv
+import fcntl
 import os
 import subprocess
 import sys
@@ -127,7 +128,8 @@ def train(command, where):
     if "is not finite" in done.stderr:
         return None, None
     if done.returncode:
-        sys.exit(f"tradeoff: {' '.join(command)}: {done.stderr.splitlines()[-1]}")
+        why = done.stderr.splitlines()[-1:] if done.returncode > 0 else ["killed by signal", str(-done.returncode)]
+        sys.exit(f"tradeoff: {' '.join(command)}: {' '.join(why)}")
     return done.stdout, done.stderr
 
 
@@ -150,8 +152,11 @@ def run(key, arguments):
         text, log = arguments.text, os.path.join(OUT, "-".join(key) + ".tsv")
         if trial:  # the training split alone, of which the last tenth is held out in turn
             text = model + ".split"
-            with open(arguments.text, "rb") as whole, open(text, "wb") as part:
-                part.write(whole.read(os.path.getsize(arguments.text) * 9 // 10))
+            try:
+                with open(arguments.text, "rb") as whole, open(text, "wb") as part:
+                    part.write(whole.read(os.path.getsize(arguments.text) * 9 // 10))
+            except OSError as error:
+                sys.exit(f"tradeoff: cannot take a part of {arguments.text}: {error.strerror}; give another --text")
         command = ["./lipgpt", "train", "--preset", "paper", "--steps", "125" if trial else "500", "--batch", "16",
                    "--eval-every", "125", "--sample-every", "0"]
         where = ["--data", text, "--out", model, "--log", log]
@@ -161,8 +166,8 @@ def run(key, arguments):
     row["seconds"] = f"{time.time() - began:.1f}"
     if output is None:
         return dict(row, certificate="inf", loss="inf", accuracy="0")
-    row.update((name.removeprefix("full_"), value) for name, _, value in
-               (line.partition("\t") for line in output.splitlines()) if name.removeprefix("full_") in
+    row.update((name.replace("full_", ""), value) for name, _, value in
+               (line.partition("\t") for line in output.splitlines()) if name.replace("full_", "") in
                ("certificate", "paper_bound", "loss", "accuracy"))
     if task.startswith("cifar"):
         reports = table_of(progress, "epoch\t")
@@ -277,6 +282,9 @@ def main():
     parser.add_argument("--text", default=os.path.join(ROOT, "data", "tinyshakespeare.txt"))
     parser.add_argument("--note", default="")
     arguments = parser.parse_args()
+    arguments.cifar, arguments.text = os.path.abspath(arguments.cifar), os.path.abspath(arguments.text)
+    if arguments.jobs < 1:
+        parser.error(f"--jobs takes a whole number from 1 on, got {arguments.jobs}")
     if set(arguments.methods) - set(METHODS):
         parser.error(f"methods are {', '.join(METHODS)}")
     if arguments.list:
@@ -289,6 +297,13 @@ def main():
         plot()
     else:
         os.makedirs(OUT, exist_ok=True)
+        tasks = [arguments.task] if arguments.task else CAPS
+        locks = [open(os.path.join(OUT, task + ".lock"), "w") for task in tasks]
+        try:    # they end with this process
+            for lock in locks:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            sys.exit(f"tradeoff: another process is at {' or '.join(tasks)}: wait for it, or give it --jobs")
         busy, lock = set(), threading.Lock()
         with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
             for worker in [pool.submit(work, arguments, busy, lock) for _ in range(arguments.jobs)]:
