@@ -34,16 +34,19 @@ def read_log(path):
     """Column -> numbers; loss and accuracy of the whole validation split or, as logged, of a part."""
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
-    if not rows or "certificate" not in rows[0]:
+    if not rows or not {"step", "certificate", "largest_norm_over_cap"} <= set(rows[0]) or None in rows[-1].values():
         stop(f"{path} is no log of lipgpt with at least one row")
-    names = {name.removeprefix("part_").removeprefix("full_"): name for name in rows[0]}
+    names = {name.replace("part_", "").replace("full_", ""): name for name in rows[0]}
     return {name: [(log10_of if name in BOUNDS else float)(row[own]) for row in rows]
             for name, own in names.items()}
 
 
 def certify(program, path):
     """The budget of a checkpoint, 0 for none, and (layer, log10 K up to there)."""
-    run = subprocess.run([program, "certify", "--model", path], capture_output=True, text=True)
+    try:
+        run = subprocess.run([program, "certify", "--model", path], capture_output=True, text=True)
+    except OSError as error:
+        stop(f"cannot run {program}: {error.strerror}; run make, or give --lipgpt PROGRAM")
     if run.returncode:
         stop(run.stderr.strip())
     lines = [line.split("\t") for line in run.stdout.splitlines()]
@@ -110,7 +113,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="*", default=["out/log.tsv", "out/lipgpt.safetensors"])
     parser.add_argument("--out", default="out/plot.png")
-    parser.add_argument("--lipgpt", default="./lipgpt")
+    parser.add_argument("--lipgpt", default=os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lipgpt"))
     draw(parser.parse_args())
 
 

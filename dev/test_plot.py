@@ -70,12 +70,16 @@ def test_pictures():
     refuses("a.st is not there", "a.tsv", "a.st")
     refuses("empty.tsv is no log of lipgpt", "empty.tsv")
     refuses("not a safetensors file", os.path.join(DEV, "plot.py"))
+    refuses("cut.tsv is no log of lipgpt", "cut.tsv")
+    refuses("frontier.tsv is no log of lipgpt", os.path.join(DEV, "frontier.tsv"))
+    refuses("cannot run none", MODEL, "--lipgpt", "none")
 
 
 def main():
     with tempfile.TemporaryDirectory() as directory:
         os.chdir(directory)
-        for name, text in (("a.tsv", LOG), ("b.tsv", LOG.replace("part_", "full_")), ("empty.tsv", "")):
+        for name, text in (("a.tsv", LOG), ("b.tsv", LOG.replace("part_", "full_")), ("empty.tsv", ""),
+                           ("cut.tsv", LOG[:-9])):
             with open(name, "w") as file:
                 file.write(text)
         test_numbers()
