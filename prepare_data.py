@@ -140,8 +140,10 @@ def receive(url, known):
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         place = "it" if url == known else known
+        option = ("--input FILE, or pass a text of your own that way" if known == URL else
+                  "--cifar10 --input FILE")
         raise Failure(f"could not download {url} ({reason}): fetch {place} by hand and pass it "
-                      "with --input FILE, or pass a text of your own that way.")
+                      f"with {option}.")
     return data.getvalue()
 
 
@@ -373,6 +375,8 @@ def main():
     kind = next((name for name in TAKES if name in given), "input")
     for name in sorted(given - {kind} - TAKES[kind]):
         parser.error(f"argument --{name}: not allowed with argument --{kind}".replace("_", "-"))
+    if args.input is not None and args.url is not None:
+        parser.error("argument --url: not allowed with argument --input")
     if kind == "shard" and not args.out:
         parser.error("argument --shard: give a folder with --out")
     if args.shard_tokens is None:
@@ -404,7 +408,8 @@ def main():
         say(f"prepare_data.py: {failure}")
         return 1
     except KeyboardInterrupt:
-        say("prepare_data.py: interrupted, nothing was stored.")
+        say("prepare_data.py: interrupted; what is whole stays, and what there is of a shard: run "
+            "this again to go on.")
         return 130
     print(shown(path))
     return 0

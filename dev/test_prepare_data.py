@@ -130,6 +130,7 @@ def run_archives(source):
     run(NOWHERE, 0, f"data/{CIFAR10}\n", "already there")
     os.remove(f"data/{CIFAR10}/test_batch.bin")  # as if it had been cut short
     run(NOWHERE, 1, "", "could not download file:///no/such/text")
+    run(NOWHERE, 1, "", "pass it with --cifar10 --input FILE.")
     run("--url data:,dream", 1, "", "is not cifar-10-binary.tar.gz: its MD5 is")
     run("--input empty", 1, "", "is not cifar-10-binary.tar.gz")
     run("--fallback", 2, "", "not allowed with")
@@ -196,6 +197,7 @@ def run_shards():
     run("--fineweb 0", 2, "", "1 to 103 shards")
     for kind, other in (("cifar10", "fineweb 1"), ("cifar10", "shard text"),
                         ("cifar10", "vocab text"), ("vocab text", "out x"), ("input text", "out x"),
+                        ("input text", "url x"),
                         ("fineweb 1", "output x"), ("fineweb 1", "shard-tokens 9"),
                         ("shard text", "output x")):
         run(f"--{kind} --{other} {NOWHERE}", 2, "", "not allowed with argument")
