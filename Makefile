@@ -34,7 +34,7 @@ try = $(shell printf '$(2)' > build/probe.c && \
 PLAIN := int main(void) { return 0; }
 PARALLEL := \043include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }
 LIBOMP := $(shell brew --prefix libomp 2> /dev/null)
-MACHINE := $(or $(ARCH),$(call try,-march=native,$(PLAIN)),$(call try,-mcpu=native,$(PLAIN)))
+MACHINE := $(or $(filter -%,$(ARCH)),$(call try,-march=native,$(PLAIN)),$(call try,-mcpu=native,$(PLAIN)))
 OMP := $(if $(NO_OMP),,$(call try,-fopenmp,$(PARALLEL)))
 ifeq ($(OMP)$(NO_OMP)$(if $(LIBOMP),,none),)
 OMP := $(call try,-Xpreprocessor -fopenmp -I$(LIBOMP)/include -L$(LIBOMP)/lib -lomp,$(PARALLEL))
@@ -78,7 +78,7 @@ build/test-float-debug build/test-double-debug: test_lipgpt.c dev/test_mlp.c dev
 # With a text of one's own nothing is fetched.
 OWN := $(or $(TEXT),$(findstring --data,$(TRAIN)))
 train: lipgpt
-	@text="$(TEXT)"; $(if $(OWN),,text=$$($(PYTHON) prepare_data.py --fallback) &&) \
+	@text='$(subst ','\'',$(TEXT))'; $(if $(OWN),,text=$$($(PYTHON) prepare_data.py --fallback) &&) \
 	./lipgpt train $${text:+--data "$$text"} $(TRAIN)
 
 double: build/lipgpt-double
@@ -91,7 +91,7 @@ plot: lipgpt
 	$(PYTHON) dev/plot.py $(FILES)
 
 mlp: build/mlp
-	@data=$$($(PYTHON) prepare_data.py --cifar10) && build/mlp train --data "$$data" $(MLP) && \
+	@data=$$($(PYTHON) prepare_data.py --cifar10) && build/mlp train --data "$$data" --out out/mlp.safetensors $(MLP) && \
 	build/mlp certify --data "$$data"
 
 # Float, double and command line; then the same once more under the sanitizers; and scripts.
@@ -107,7 +107,8 @@ test: lipgpt build/search build/mlp build/test-float build/test-double build/lip
 	    echo "== $$script.py"; $(PYTHON) -c '' 2> /dev/null || echo "not tested: no $(PYTHON)"; \
 	    if $(PYTHON) -c '' 2> /dev/null; then \
 	        $(PYTHON) dev/test_$$script.py > build/output || status=1; \
-	        cat build/output; grep ' passed, ' build/output >> build/results; fi; done; \
+	        cat build/output; grep ' passed, ' build/output >> build/results || \
+	            echo "$$script: 0 passed, 1 failed" >> build/results; fi; done; \
 	awk '/passed, .* failed/ { passed += $$2; failed += $$4; runs += $$1 ~ /^(float|double):/ } \
 	     END { printf "%d passed, %d failed\n", passed, failed + (runs != 4) }' build/results; \
 	exit $$status
