@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 # ------------------------------------------------------------------------------------------------
@@ -47,6 +47,10 @@ LATER = {"val-data": "", "residual": "convex", "share-growth": "0", "value-ratio
 SCALED = "cap_head", "cap_qk", "cap_in", "cap_out"      # by a budget; the first alone with concat
 CAPS = SCALED + ("cap_v", "cap_o")                      # what --cap sets, and a budget excludes
 PREFIXES = "", "momentum.", "second."        # of the tensors in a checkpoint
+WORDS = dict(preset=("tight", "paper", "145m"), activation=("gelu", "maxmin"),
+             residual=("convex", "plain", "concat"), optimizer=("muon", "adamw"),
+             constraint=("soft", "hard", "normalize", "stiefel", "hammer", "decay"))
+AGAIN = "data", "val_data", "steps"          # what may be given when a run is resumed
 AMPLIFIED = ("initial", "gradient", "momentum_after", "second_after", "update",
              "after")                                   # what float32 blurs
 PER_TENSOR = AMPLIFIED + ("u", "soft_cap", "norm")      # one row of check is of all tensors
@@ -188,8 +192,15 @@ class Text:
         one = not set("*[") & set(pattern) or os.path.exists(pattern)
         paths = (not one and sorted(glob.glob(pattern))) or [pattern]
         paths = [path for path in paths + [validation] if path]
-        self.raw = [np.memmap(path, np.uint8, "r") for path in paths]
+        try:
+            self.raw = [np.memmap(path, np.uint8, "r") for path in paths]
+        except (OSError, ValueError) as error:      # ValueError: of an empty file
+            sys.exit(f"cannot read the text: {error}; give another --data or --val-data")
         tokens = [self.tokens_of(raw, c) for raw in self.raw]
+        for raw, own in list(zip(self.raw, tokens))[:len(paths) - bool(validation)]:
+            if len(own) < 2 * (c.context + 1):
+                sys.exit(f"{raw.filename} has {len(own)} tokens, too few for windows of {c.context}"
+                         " + 1: give a longer text or a smaller --context")
         if not validation:
             tokens[-1:] = np.split(tokens[-1], [int(0.9 * len(tokens[-1]))])
         *self.train, self.validation = tokens
@@ -198,11 +209,19 @@ class Text:
     def tokens_of(raw, c):
         symbols = b""
         if raw[:4].tobytes() == (20240520).to_bytes(4, "little"):
+            version, count = raw[4:12].view(np.int32) if len(raw) >= 1024 else (0, 0)
+            if version != 1 or len(raw) != 1024 + 2 * int(count):
+                sys.exit(f"{raw.filename} announces version {version} and {count} tokens but has "
+                         f"{len(raw)} bytes: fetch the shard again")
+            if c.vocabulary:
+                sys.exit(f"{raw.filename} is a token shard, not text as the model's data is")
             tokens = raw[1024:].view(np.uint16)
             size = int(tokens.max()) // 128 * 128 + 128
             if c.vocabulary_size and tokens.max() >= c.vocabulary_size:
                 sys.exit(f"{raw.filename} has tokens that the model does not know")
         else:
+            if c.vocabulary_size and not c.vocabulary:
+                sys.exit(f"{raw.filename} is text, not a token shard: --vocabulary is for shards")
             symbols = bytes.fromhex(c.vocabulary) or np.unique(raw).tobytes()
             if not np.isin(raw, list(symbols)).all():
                 sys.exit(f"{raw.filename} has bytes that the model does not know")
@@ -244,8 +263,14 @@ def windows_of(split, T, paper_slice):
 
 def checkpoint_load(path):
     """Settings, with step and rng, and all tensors of a checkpoint or a golden file."""
-    with safe_open(path, "numpy") as file:
-        text, tensors = file.metadata(), {x: file.get_tensor(x) for x in file.offset_keys()}
+    try:
+        with safe_open(path, "numpy") as file:
+            text, tensors = file.metadata(), {x: file.get_tensor(x) for x in file.offset_keys()}
+    except (OSError, SafetensorError) as error:
+        sys.exit(f"cannot read {path}: {error}; give a checkpoint that lipgpt or a port wrote")
+    formats = "lipgpt 3", "lipgpt golden"
+    if "vocabulary" not in (text or {}) or not text.get("format", "").startswith(formats):
+        sys.exit(f"{path} is no checkpoint of format lipgpt 3: give one")
     plain = {"residual": "plain"} if text.get("plain-residual") == "1" else {}
     text = LATER | plain | text
     known = {name.replace("_", "-") for name in PAPER} | {"plain-residual", "eval-windows"}
@@ -256,6 +281,7 @@ def checkpoint_load(path):
                            for name, default in PAPER.items()})
     c.vocabulary, c.vocabulary_size = text["vocabulary"], int(text["vocabulary_size"])
     c.step, c.rng, c.text = int(text["step"]), int(text["rng"]), text.get("text", "")
+    c.fingerprint, c.eval_windows = text.get("data_fingerprint"), text.get("eval-windows")
     c.dtype = tensors["embedding.weight"].dtype.name
     return c, tensors
 
@@ -271,6 +297,11 @@ def checkpoint_save(path, c, sets):
     _, sound, paper = bounds(c, norms_of(c, sets[0]))
     text = {name.replace("_", "-"): f"{value:.17g}" if isinstance(value, float) else str(value)
             for name, value in vars(c).items() if name in PAPER}
+    if getattr(c, "eval_windows", None):    # lipgpt's own: kept for it
+        text["eval-windows"] = c.eval_windows
+    broken = [x for tensors in sets for x, y in (tensors or {}).items() if not np.isfinite(y).all()]
+    if broken:
+        sys.exit(f"step {c.step}: {broken[0]} is not finite: lower --lr or set caps; {path} stays as it was")
     text |= dict(
         format="lipgpt 3", settings=" ".join(text), step=str(c.step), rng=str(c.rng),
         data_fingerprint=c.fingerprint, certificate_log10=f"{sound[-1]:.17g}",
@@ -375,8 +406,13 @@ def apply_budget(c):
             norms[name] = np.array([[upper, upper]] + [[x, x] for x in rest])
         return bounds(c, norms)[1][-1]
 
+    if not is_constrained(c):
+        sys.exit("--lipschitz cannot be held with a cap of 0: give it a positive cap, or --lipschitz 0")
     allowed = math.log10(c.lipschitz)
     holds = lambda log_factor: bound_at(math.exp(log_factor)) <= allowed
+    if not holds(math.log(0.05)):
+        sys.exit(f"--lipschitz {c.lipschitz:g} is too small: the smallest possible is "
+                 f"{1.001 * 10 ** bound_at(0.05):.4g}")
     bound_at(math.exp(bisect(math.log(0.05), math.log(1000), holds)[0]))
 
 
@@ -401,7 +437,8 @@ def rooms(W_head, logits):
 def trunk_reach(c, norms, eps):
     """How far the trunk's output moves at most if every embedding moves by eps."""
     _, sound, _ = bounds(c, norms, norms["embedding.weight"][0, 1] + eps)
-    return eps * 10 ** (sound[-1] - math.log10(norms["head.weight"][0, 1]))
+    head = norms["head.weight"][0, 1]       # 0 before the first step
+    return eps * 10 ** (sound[-1] - math.log10(head)) if head else math.inf
 
 
 def certified_radius(c, norms, room):
@@ -513,6 +550,9 @@ def sample(run, o):
     c, rng, symbols = run.c, Rng(o.seed or 0), bytes.fromhex(run.c.vocabulary)
     tokens = 500 if o.tokens is None else o.tokens
     temperature = 0.8 if o.temperature is None else o.temperature
+    for byte in o.prompt.encode():
+        if byte not in symbols:
+            sys.exit(f"byte {byte} of --prompt is not known to the model: use its text's characters")
     window = [symbols.index(byte) for byte in o.prompt.encode()]
     text, window = list(window), window or [max(symbols.find(b"\n"), 0)]
     for _ in range(tokens):
@@ -578,6 +618,7 @@ def bench(Run, o):
 def train(Run, o):
     if o.resume:
         c, tensors = checkpoint_load(o.resume)
+        known = c.fingerprint
         c.steps, c.data = o.steps or c.steps, o.data or c.data
         c.val_data = c.val_data if o.val_data is None else o.val_data
         text, run = Text(c.data, c.val_data, c), Run(c, *sets_of(c, tensors))
@@ -586,8 +627,12 @@ def train(Run, o):
         text, rng = Text(c.data, c.val_data, c), Rng(c.seed)
         run = start(Run, c, rng)
     out = o.out or o.resume or "out/lipgpt.safetensors"
+    os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
     c.fingerprint = text.fingerprint()
-    rng, seconds, end = Rng(c.rng), [], c.steps if o.stop is None else min(c.steps, o.stop)
+    if o.resume and known != c.fingerprint:
+        sys.exit(f"{c.data} is not the text of the run: give the same --data and --val-data")
+    rng, seconds = Rng(c.rng), []
+    end = c.steps if o.stop is None or o.stop < 0 else min(c.steps, o.stop)
     if run.rank == 0:
         print("step\ttrain_loss\tfull_loss\tfull_accuracy\tcertificate_log10\ttokens_per_second")
     if c.step >= end and run.rank == 0:
@@ -619,11 +664,17 @@ def main(Run, doc):
     parser.add_argument("--windows", type=int, default=16)
     parser.add_argument("--vocabulary", type=int)
     for name, default in PAPER.items():
-        parser.add_argument("--" + name.replace("_", "-"), type=type(default))
+        parser.add_argument("--" + name.replace("_", "-"), type=type(default), choices=WORDS.get(name))
     Run.options(parser)
     o = Run.given = parser.parse_intermixed_args()
+    if o.files and o.command != "check":
+        parser.error(f"{o.files[0]}: give it with --data, --model or --resume; only check takes files")
+    for name in (*PAPER, "cap", "vocabulary") if o.command == "train" and o.resume else ():
+        if name not in AGAIN and getattr(o, name) is not None:
+            parser.error(f"--{name.replace('_', '-')} comes from the checkpoint when a run is resumed")
     if o.command == "check":
-        files = o.files or [f"dev/golden/{x}.safetensors" for x in ("paper", "tight", "concat")]
+        golden = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "golden")
+        files = o.files or [f"{golden}/{x}.safetensors" for x in ("paper", "tight", "concat")]
         sys.exit(sum([check(Run, path, o.float32) for path in files]) > 0)
     if o.command in ("train", "bench"):
         return train(Run, o) if o.command == "train" else bench(Run, o)
