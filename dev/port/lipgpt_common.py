@@ -196,6 +196,9 @@ class Text:
             self.raw = [np.memmap(path, np.uint8, "r") for path in paths]
         except (OSError, ValueError) as error:      # ValueError: of an empty file
             sys.exit(f"cannot read the text: {error}; give another --data or --val-data")
+        for path in paths[:-1] if validation else ():
+            if os.path.samefile(path, validation):
+                sys.exit(f"{path} trains and validates: leave it out of --data, or --val-data away")
         tokens = [self.tokens_of(raw, c) for raw in self.raw]
         for raw, own in list(zip(self.raw, tokens))[:len(paths) - bool(validation)]:
             if len(own) < 2 * (c.context + 1):
