@@ -253,7 +253,7 @@ def plot():
     figure.savefig(os.path.join(ROOT, "dev", "frontier.png"), dpi=120)
 
     figure, axes = plt.subplots(figsize=(7, 4.5))
-    names = [f"tight-{budget}" for budget in BUDGETS] + ["scaled-60-long-0", "headline-1.4"]
+    names = [f"tight-{budget}" for budget in BUDGETS] + ["paper-100", "scaled-60-long-0", "headline-1.4"]
     names = [name for name in names if name in {row["preset"] for row in read_rows(ROBUSTNESS)}]
     for i, name in enumerate(names):
         rows = [row for row in read_rows(ROBUSTNESS) if row["preset"] == name]
