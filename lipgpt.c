@@ -2363,12 +2363,14 @@ static FILE *open_file(const char *path) {
     if (stat(path, &status) == 0 && !S_ISREG(status.st_mode))
         die("choose another place", "%s is not a regular file", path);
     for (int n = 0; !file; n++) {
+        unfinished = NULL;
         snprintf(name, sizeof name, "%s.tmp.%ld.%d", path, (long)getpid(), n);
+        if (lstat(name, &status) == 0) continue; // of another process that had this number
+        unfinished = name; // before it is there: from its first moment, what ends us removes it
         file = fopen(name, "wx"); // x: only where nothing has that name
         if (!file && errno != EEXIST)
             die("choose another place", "cannot write %s: %s", path, strerror(errno));
     }
-    unfinished = name;
     return file;
 }
 
