@@ -66,6 +66,9 @@ def planned():
             runs[f"tight-{budget}-long-{seed}"] = ["--preset", "tight", "--lipschitz", str(budget),
                                                    "--seed", str(seed)] + (SMALL if budget < 20 else LONG)
     runs["wide-2"] = ["--preset", "tight", "--lipschitz", "2", "--mlp-ratio", "16"] + SHORT
+    for budget in ("2", "10"):
+        runs[f"wider-{budget}"] = ["--preset", "tight", "--lipschitz", budget, "--mlp-ratio", "16",
+                                   "--value-ratio", "4", "--share-embed", "8000"] + SHORT
     for rate in (6, 10):
         runs[f"headline-{rate}"] = HEADLINE + ["--cap", "1.2", "--lr", str(rate)] + LONG
     for cap, held in HELD.items():
