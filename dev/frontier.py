@@ -228,6 +228,7 @@ def plot():
     for family, tokens, style, label in (
             ("tight", SHORT, "C0o", "tight, 8M tokens"), ("tight", LONG, "C0D", "tight, 33M tokens"),
             ("tight", SMALL, "C0D", None),
+            ("wider", SHORT, "C5o", "tight, wider, 8M tokens"),
             ("convex", SHORT, "C1o", "convex residuals, 8M"), ("convex", LONG, "C1D", "convex, 33M"),
             ("convex", LONGER, "C1*", "convex, 49M"),
             ("scaled", MEASURED, "C4x", "convex-60-long, its head / 30"),
