@@ -17,7 +17,19 @@
 #pragma clang diagnostic ignored "-Wpass-failed"
 #endif
 #define MLP_MAIN mlp_main
+#include <stdbool.h>
+#include <stdio.h>
+#include <unistd.h>
+static const char *volatile unfinished; // lipgpt.c's
+static bool named_first = true;         // a temporary is named there before it is there
+
+static FILE *watched_fopen(const char *path, const char *mode) {
+    if (*mode == 'w' && mode[1] == 'x') named_first &= path == unfinished && access(path, F_OK);
+    return fopen(path, mode);
+}
+#define fopen watched_fopen
 #include "dev/mlp.c" // and dev/search.c
+#undef fopen
 #ifdef LIPGPT_DOUBLE
 #define GOLDEN_FOR_TESTS
 #include "dev/golden.c"
@@ -2819,6 +2831,7 @@ static void test_own_files(void) {
     FILE *file = open_file("own/t");
     finish_file(file, "own/t"), fclose(file);
     expect(same(taken, "text") && exists("own/t") && !same("own/t", "text"));
+    expect(named_first); // so that two signals at any moment remove it, and no other file
     gives(0, "", "train --resume own/r --out own/../own/r --log own/l"); // its own: no other file
     expect(temporaries("own", "r") == 0 && temporaries("own", "z") == 0);
     const char *line = "!strace -qq -e trace=fsync,openat,/rename -o trace ";
