@@ -2946,6 +2946,9 @@ static int command_train(const char **value, int command) {
     const Config *c = &r.m->config;
     r.lanes = floats((size_t)lanes_of(c) * r.m->size);
     struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
+    sigaction(SIGINT, &action, NULL), sigaction(SIGTERM, &action, NULL);
+    if (signal(SIGHUP, SIG_IGN) != SIG_IGN) sigaction(SIGHUP, &action, NULL); // no nohup
+    signal(SIGPIPE, SIG_IGN); // whoever read the progress is gone: the run goes on
     char path[PATH_SIZE + 8];
     snprintf(path, sizeof path, "%s.txt", c->out);
     bool same = resumed && same_file(resumed, c->out); // it goes on in its own file
@@ -2960,9 +2963,6 @@ static int command_train(const char **value, int command) {
             r.m->size, omp_get_max_threads(), lanes_of(c), c->data, r.data.count, c->vocabulary);
     if (!is_constrained(c))
         fprintf(stderr, "not constrained: the certificate will measure, not guarantee\n");
-    sigaction(SIGINT, &action, NULL), sigaction(SIGTERM, &action, NULL);
-    if (signal(SIGHUP, SIG_IGN) != SIG_IGN) sigaction(SIGHUP, &action, NULL); // no nohup
-    signal(SIGPIPE, SIG_IGN); // whoever read the progress is gone: the run goes on
     int end = c->stop >= 0 && c->stop < c->steps ? c->stop : c->steps;
     for (int step = r.first; true; step = r.progress.step) {
         if ((step > 0 && step % c->eval_every == 0) || step >= end) report(&r, log);

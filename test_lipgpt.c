@@ -2844,6 +2844,12 @@ static void test_own_files(void) {
     expect(at && (at = strchr(at, '\n')) && !strncmp(at + 1, "openat(AT_FDCWD, \"own/\"", 23));
     expect(at && (at = strchr(at + 1, '\n')) && !strncmp(at + 1, "fsync(", 6));
     free(trace);
+    const char *script = "exec strace -D -qq -o trace -P own/v.tmp.$$.0 "
+                         "-e inject=openat:signal=INT:when=1 \"$@\"\n"; // in check_places
+    put("interrupt", script, strlen(script));
+    line = "!sh interrupt";
+    snprintf(traced, sizeof traced, "%s %s " BRIEF "--data text --out own/v --log l", line, binary);
+    expect(execute(traced) == 130 && exists("own/v") && temporaries("own", "v") == 0);
 }
 
 static void pause_ms(int milliseconds) {
