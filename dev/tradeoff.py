@@ -14,8 +14,9 @@ with the best accuracy on the grid, whose neighbours are both worse. That rate s
 come first; then the method with the fewest points, whose strengths are ordered so that few are spread widely.
 
 Runs are resumable row by row: what stands in the table is not run again; a run that was cut off begins anew.
---jobs N runs N at a time; set OMP_NUM_THREADS, too. --seed N adds rows of another seed. --cifar FOLDER and --text
-FILE take data from elsewhere; --note TEXT goes into CIFAR-10's rows (say so if the images are recompressed).
+--jobs N runs N at a time; set OMP_NUM_THREADS, too. --seed N adds rows of another seed, --strengths S,T,.. only those
+of some strengths. --cifar FOLDER and --text FILE take data from elsewhere; --note TEXT goes into CIFAR-10's rows (say
+so if the images are recompressed).
 """
 import argparse
 import concurrent.futures
@@ -79,11 +80,12 @@ def best_rate(task, method, rows):
     return best, wanted[0] if wanted else None
 
 
-def state_of(task, method, rows, seed):
+def state_of(task, method, rows, seed, only):
     """How many points a method has, -1 before its rate is known; the keys of the runs that seem to be missing."""
     best, trial = best_rate(task, method, rows)
     there = {tuple(row[name] for name in KEY) for row in rows}
-    points = [(task, method, strength, best, seed) for strength in strengths(task, method)]
+    points = [(task, method, strength, best, seed) for strength in strengths(task, method)
+              if not only or strength in only]
     missing = [point for point in points if point not in there]
     if trial:
         return -1, [(task + "-rates", method, strengths(task, method)[0], trial, "0")] + missing
@@ -110,7 +112,7 @@ def next_run(arguments, busy):
         return next((key for key in attack_pair(rows) if key not in busy), None)
     for task in [arguments.task] if arguments.task in CAPS else CAPS:
         for method in arguments.methods or METHODS:
-            points, missing = state_of(task, method, rows, arguments.seed)
+            points, missing = state_of(task, method, rows, arguments.seed, arguments.strengths)
             running = [key for key in busy if key[:2] in ((task, method), (task + "-rates", method))]
             missing = [key for key in missing if key not in busy]
             if missing and not any(key[0].endswith("-rates") for key in running):  # else its rate is awaited
@@ -226,7 +228,7 @@ def plot():
     def finish(figure, name):
         for ax in figure.axes:
             ax.grid(alpha=0.3)
-            ax.legend(fontsize=8)
+            ax.legend(fontsize=8, framealpha=0.5)
         figure.tight_layout()
         figure.savefig(os.path.join(ROOT, "dev", name), dpi=110)
 
@@ -237,9 +239,13 @@ def plot():
             points = sorted(chosen(task, method, rows), key=lambda row: log10_of(row["certificate"]))
             for ax, column, scale in zip(axes, ("accuracy", "loss"), (100, 1)):
                 for bound, look in (("certificate", dict(label=method)), ("paper_bound", dict(alpha=0.25))):
-                    pairs = [(log10_of(row[bound]), scale * float(row[column])) for row in points if row[bound]]
-                    if pairs:
-                        ax.plot(*zip(*pairs), **style[method], **look)
+                    for first in (True, False):  # a line through the points of seed 0, dots for other seeds
+                        pairs = [(log10_of(row[bound]), scale * float(row[column])) for row in points
+                                 if row[bound] and (row["seed"] == "0") == first]
+                        if pairs and first:
+                            ax.plot(*zip(*pairs), **style[method], **look)
+                        elif pairs:
+                            ax.plot(*zip(*pairs), **dict(style[method], linestyle="none", alpha=0.5))
         for ax, label in zip(axes, ("validation accuracy, %", "validation loss, nats")):
             ax.set(xlabel="log10 of the sound bound" + ("; faint: of the paper's formula" if task != "cifar" else ""),
                    ylabel=label, title="CIFAR-10, perceptron" if task == "cifar" else "Shakespeare, transformer")
@@ -278,6 +284,7 @@ def main():
     parser.add_argument("--plot", action="store_true")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--seed", default="0")
+    parser.add_argument("--strengths", type=lambda text: text.split(","), default=[], metavar="S,T,..")
     parser.add_argument("--cifar", default=os.path.join(ROOT, "data", "cifar-10-batches-bin"))
     parser.add_argument("--text", default=os.path.join(ROOT, "data", "tinyshakespeare.txt"))
     parser.add_argument("--note", default="")
@@ -287,10 +294,13 @@ def main():
         parser.error(f"--jobs takes a whole number from 1 on, got {arguments.jobs}")
     if set(arguments.methods) - set(METHODS):
         parser.error(f"methods are {', '.join(METHODS)}")
+    known = sorted({strength for task in CAPS for method in METHODS for strength in strengths(task, method)}, key=float)
+    if set(arguments.strengths) - set(known):
+        parser.error(f"strengths are {', '.join(known)}")
     if arguments.list:
         for task in [arguments.task] if arguments.task in CAPS else CAPS:
             for method in arguments.methods or METHODS:
-                points, missing = state_of(task, method, read_rows(), arguments.seed)
+                points, missing = state_of(task, method, read_rows(), arguments.seed, arguments.strengths)
                 print(task, method, "its rate" if points < 0 else f"{points} points", "missing:",
                       *(" ".join((key[0], key[2], "at", key[3])) + "," for key in missing))
     elif arguments.plot:
