@@ -2946,7 +2946,7 @@ static int command_train(const char **value, int command) {
     const Config *c = &r.m->config;
     r.lanes = floats((size_t)lanes_of(c) * r.m->size);
     struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
-    sigaction(SIGINT, &action, NULL), sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGINT, &action, NULL), sigaction(SIGTERM, &action, NULL); // before any temporary
     if (signal(SIGHUP, SIG_IGN) != SIG_IGN) sigaction(SIGHUP, &action, NULL); // no nohup
     signal(SIGPIPE, SIG_IGN); // whoever read the progress is gone: the run goes on
     char path[PATH_SIZE + 8];

@@ -38,7 +38,7 @@ def pretend(key):
 
 
 def test_order():
-    settings = argparse.Namespace(task="cifar", methods=["muon-soft", "adamw-hammer"], seed="0")
+    settings = argparse.Namespace(task="cifar", methods=["muon-soft", "adamw-hammer"], seed="0", strengths=[])
     order = []
     while key := tradeoff.next_run(settings, set()):
         check(key not in order and len(order) < 50, key, "again")
@@ -59,6 +59,9 @@ def test_order():
     check(tradeoff.next_run(settings, {first}) is None, "a rate is awaited")
     settings.methods = ["muon-soft"]
     check(tradeoff.next_run(settings, {("cifar", "muon-soft", "4.86", "0.1", "1")})[2] == "2", "one is running")
+    settings.strengths = ["3"]
+    check(tradeoff.next_run(settings, set()) == ("cifar", "muon-soft", "3", "0.1", "1"), "of that strength")
+    check(tradeoff.next_run(settings, {("cifar", "muon-soft", "3", "0.1", "1")}) is None, "and of no other")
 
 
 def test_pair():
