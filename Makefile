@@ -13,6 +13,8 @@
 CFLAGS ?= -O3
 PYTHON ?= python3
 WARNINGS := -Wall -Wextra -Wpedantic
+# On all cores, unless the command line has a -j.
+MAKEFLAGS += -j$(shell getconf _NPROCESSORS_ONLN 2> /dev/null || echo 2)
 
 # Before anything else: a place to build in.
 ifneq ($(MAKECMDGOALS),clean)
@@ -94,24 +96,26 @@ mlp: build/mlp
 	@data=$$($(PYTHON) prepare_data.py --cifar10) && build/mlp train --data "$$data" --out out/mlp.safetensors $(MLP) && \
 	build/mlp certify --data "$$data"
 
-# Float, double and command line; then the same once more under the sanitizers; and scripts.
-test: lipgpt build/search build/mlp build/test-float build/test-double build/lipgpt-debug build/search-debug \
-      build/test-float-debug build/test-double-debug
+# Float, double and command line; the same once more under the sanitizers; and scripts: all at once,
+# the longest first, each with a report of its own in build/.
+RUNS := test-float-debug test-float test-double-debug test-double
+SCRIPTS := prepare_data plot tradeoff
+REPORTS := $(RUNS:%=build/%.txt) $(SCRIPTS:%=build/%.txt)
+build/test-float-debug.txt: PROGRAMS := build/lipgpt-debug build/search-debug
+build/test-float-debug.txt: build/lipgpt-debug build/search-debug build/mlp
+build/test-float.txt: PROGRAMS := ./lipgpt build/search
+build/test-float.txt: lipgpt build/search build/mlp
+# report COMMAND: what it says, and a failure if it ended by one and did not count any.
+report = @$(1) > $@ 2>&1 || tail -n 1 $@ | grep -q ', [1-9][0-9]* failed$$' || echo '$*: 0 passed, 1 failed' >> $@; \
+         printf '== %s\n%s\n' '$*' "$$(cat $@)"
+$(RUNS:%=build/%.txt): build/%.txt: build/%
+	$(call report,build/$* $(PROGRAMS))
+$(SCRIPTS:%=build/%.txt): build/%.txt: lipgpt
+	$(call report,if $(PYTHON) -c '' 2> /dev/null; then $(PYTHON) dev/test_$*.py; else echo 'not tested: no $(PYTHON)'; fi)
+test: $(REPORTS)
 	@test -n "$(SANITIZE)" || echo "no sanitizers: $(CC) cannot link them; the second pass runs without"
-	@rm -f build/results; status=0; \
-	for run in "test-float ./lipgpt build/search" test-double \
-	           "test-float-debug build/lipgpt-debug build/search-debug" test-double-debug; do \
-	    echo "== $$run"; build/$$run > build/output 2>&1 || status=1; \
-	    cat build/output; tail -n 1 build/output >> build/results; done; \
-	for script in prepare_data plot tradeoff; do \
-	    echo "== $$script.py"; $(PYTHON) -c '' 2> /dev/null || echo "not tested: no $(PYTHON)"; \
-	    if $(PYTHON) -c '' 2> /dev/null; then \
-	        $(PYTHON) dev/test_$$script.py > build/output || status=1; \
-	        cat build/output; grep ' passed, ' build/output >> build/results || \
-	            echo "$$script: 0 passed, 1 failed" >> build/results; fi; done; \
-	awk '/passed, .* failed/ { passed += $$2; failed += $$4; runs += $$1 ~ /^(float|double):/ } \
-	     END { printf "%d passed, %d failed\n", passed, failed + (runs != 4) }' build/results; \
-	exit $$status
+	@cat $^ | awk '/^[a-z_-]+: [0-9]+ passed, [0-9]+ failed$$/ { passed += $$2; failed += $$4; runs += /^(float|double):/ } \
+	     END { failed += runs != 4; printf "%d passed, %d failed\n", passed, failed; exit failed > 0 }'
 
 # The ports take the same steps in the same minutes, if their packages are there.
 bench: build/bench
@@ -139,5 +143,5 @@ fuzz: build/fuzz build/test-float
 clean:
 	rm -rf build lipgpt
 
-.PHONY: train double debug search mlp golden plot test bench fuzz clean
+.PHONY: train double debug search mlp golden plot test bench fuzz clean $(REPORTS)
 .DEFAULT_GOAL := lipgpt
