@@ -1896,14 +1896,27 @@ static double *head_distances(const Model *m) {
     return distances;
 }
 
+// What float may have added to the gap of two logits, relative to their size: an estimate, see
+// section 8 of the proof. Of two rows of W_head that are nearly equal, it can be all of the gap.
+#define LOGIT_ERROR (sizeof(float) == 8 ? 2e-14 : 1e-5)
+
+// logit_size: per unit of the trunk's RMS norm: the largest |w_j|_2 sqrt(d), which no cancelling in
+// a sum makes small.
+static double logit_size(const Model *m) {
+    int d = m->config.width;
+    return d * largest_row(values(m, m->weights, W_HEAD, 0), m->config.vocabulary, d);
+}
+
 // margin: how far the trunk's output may move, in RMS norm, before the prediction at logits z (V)
-// can change, from distances (V, V); negative when the prediction is not the target.
-static double margin(const float *z, int target, const double *distances, int V) {
+// can change, from distances (V, V) and the size of logits there; negative when the prediction is
+// not the target.
+static double margin(const float *z, int target, const double *distances, double size, int V) {
     double room = INFINITY;
+    for (int j = 0; j < V; j++) size = max(size, fabs((double)z[j]));
     for (int j = 0; j < V; j++) {
         double gap = (double)z[target] - (double)z[j], reach = distances[(size_t)target * V + j];
-        if (j != target && gap <= 0) return -1;
-        if (j != target && reach > 0) room = min(room, gap / reach);
+        if (j != target && !(gap > 0)) return -1;
+        if (j != target && reach > 0) room = min(room, max(0, gap - LOGIT_ERROR * size) / reach);
     }
     return room;
 }
@@ -1914,6 +1927,8 @@ static double margin(const float *z, int target, const double *distances, int V)
 static double certified_share(const Model *m, Workspace *spaces, Span split, int windows,
                               const double *distances, double eps) {
     int V = m->config.vocabulary, context = m->config.context, positions = 0, proven = 0;
+    int d = m->config.width;
+    double size = logit_size(m);
     Certificate wider;
     compose(m, norm(m, EMBED, 0) + eps, &wider);
     double reach = eps > 0 ? pow(10, wider.log10_trunk) * eps * (1 + 1e-9) : 0; // of its output
@@ -1926,7 +1941,9 @@ static double certified_share(const Model *m, Workspace *spaces, Span split, int
         for (int t = 0; t < T; t++) {
             if (t % LOGIT_ROWS == 0) logits_forward(m, s, t, imin(LOGIT_ROWS, T - t));
             float *z = s->logits + (size_t)(t % LOGIT_ROWS) * V;
-            proven += margin(z, window.tokens[t + 1], distances, V) > reach;
+            double norm = rms(s->last + (size_t)t * d, (size_t)d);
+            double room = margin(z, window.tokens[t + 1], distances, size * norm, V);
+            proven += eps > 0 ? room > reach : room >= 0;
         }
         positions += T;
     }

@@ -1663,14 +1663,18 @@ static Window window_create(Lab *lab, const uint16_t *tokens, const uint16_t *ta
     for (int t = 0; t < WIN; t++) {
         const float *z = lab->s->logits + (size_t)t * CLASSES;
         double nearest = INFINITY;
+        const float *out = lab->s->last + t * WIDE_D;
+        double size = logit_size(lab->m) * distance(out, NULL, WIDE_D) / sqrt(WIDE_D);
         int top = 0;
         for (int j = 1; j < CLASSES; j++) top = z[j] > z[top] ? j : top;
+        for (int j = 0; j < CLASSES; j++) size = max(size, fabs((double)z[j]));
         for (int j = 0; j < CLASSES; j++) {
             double apart = distance(w + j * WIDE_D, w + top * WIDE_D, WIDE_D) * sqrt(WIDE_D);
-            if (j != top) nearest = min(nearest, ((double)z[top] - (double)z[j]) / apart);
-            expect(j == top || margin(z, j, distances, CLASSES) < 0);
+            double gap = (double)z[top] - (double)z[j] - LOGIT_ERROR * size;
+            if (j != top) nearest = min(nearest, max(0, gap) / apart);
+            expect(j == top || margin(z, j, distances, 0, CLASSES) < 0);
         }
-        double room = margin(z, top, distances, CLASSES);
+        double room = margin(z, top, distances, size, CLASSES);
         near(room, nearest, 1e-14, "margin"); // 4.7e-15, rounded down
         bool wrong = targets && targets[t] != top;
         win.predicted[t] = (uint16_t)top;
@@ -1700,12 +1704,34 @@ static bool rival_wins(const Lab *lab, const Window *w, int j, int t, double eps
     return wins;
 }
 
-// A tie is no prediction, even one that no move can break: that of two equal rows of W_head.
+// A tie is no prediction, even one that no move can break: that of two equal rows of W_head; nor is
+// a NaN. And of two rows that differ by an ulp here and there no gap is more than float's noise.
 static void test_margin_of_ties(void) {
-    const float z[] = {2, 2, 1};
+    enum { N = 256 };
+    const float z[] = {2, 2, 1}, none[] = {1, (float)NAN, 0};
     const double apart[] = {0, 1, 1, 1, 0, 1, 1, 1, 0}, equal[] = {0, 0, 1, 0, 0, 1, 1, 1, 0};
-    expect(margin(z, 0, apart, 3) < 0 && margin(z, 1, equal, 3) < 0);
-    expect(margin(z + 1, 0, equal, 2) == INFINITY && margin(z + 1, 0, apart, 2) == 1);
+    expect(margin(z, 0, apart, 0, 3) < 0 && margin(z, 1, equal, 0, 3) < 0);
+    expect(margin(z + 1, 0, equal, 5, 2) == INFINITY);
+    near(margin(z + 1, 0, apart, 0, 2), 1 - 2 * LOGIT_ERROR, 1e-15, "a margin of 1");
+    near(margin(z + 1, 0, apart, 5, 2), 1 - 5 * LOGIT_ERROR, 1e-15, "a margin of large numbers");
+    expect(margin(none, 0, apart, 0, 3) < 0);
+    Rng rng = {93};
+    int wrong = 0;
+    for (int trial = 0; trial < 2000; trial++) {
+        float w[2 * N], x[N], logits[2];
+        randomize(w, N, 1, &rng), randomize(x, N, 1, &rng);
+        long double gap = 0;
+        for (int i = 0; i < N; i++) {
+            w[N + i] = w[i] * (1 + 2 * (float)epsilon * ((float)rng_below(&rng, 3) - 1));
+            gap += ((long double)w[i] - (long double)w[N + i]) * (long double)x[i];
+        }
+        linear_forward(logits, x, w, NULL, 1, N, 2);
+        double size = distance(w, NULL, N) * distance(x, NULL, N);
+        double room = margin(logits, 0, (double[]){0, 1e-9, 1e-9, 0}, size, 2);
+        wrong += logits[0] > logits[1] && gap < 0;
+        expect(room <= 0);
+    }
+    expect(wrong > 50); // that float sees the wrong one in front
 }
 
 // certified_share: the positions whose radius is beyond eps, counted by hand.

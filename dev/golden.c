@@ -231,7 +231,7 @@ static void add_bounds(Dump *d, const Model *m, const float *logits, int T) {
             int best = 0;
             for (int v = 1; v < V; v++)
                 if (z[v] > z[best]) best = v;
-            double room = margin(z, best, distances, V); // -1: two are equally large
+            double room = margin(z, best, distances, 0, V); // -1: two are equally large
             radii[t] = room > 0 ? (float)certified_radius_of(m, &k, room) : 0;
         }
         free(distances);

@@ -219,16 +219,17 @@ static Certificate net_certify(const Net *net) {
 // prediction can change, by (14) of the proof: the margin over the distance of two rows of the
 // head, over the constant of the trunk. A radius of -1: it is wrong as it is.
 static Score measure(const Net *net, const Certificate *k) {
-    double *distances = head_distances(net->m), loss = 0;
+    double *distances = head_distances(net->m), size = logit_size(net->m), loss = 0;
     double unit = sqrt(PIXELS) * (1 - 1e-9) / pow(10, k->log10_trunk);
-    int right = 0;
+    int right = 0, d = net->n.c.width;
     for (int i = 0; i < net->count; i++) {
         Space *s = net->spaces;
         int t = i % CHUNK, T = imin(CHUNK, net->count - i);
         for (int j = 0; j < T && t == 0; j++) load_image(net, s, j, net->first + i + j, NULL);
         if (t == 0) net_forward(net, s, T);
         float *z = s->z[net->n.c.blocks] + t * LABELS;
-        double room = margin(z, s->labels[t], distances, LABELS);
+        double norm = rms(s->x[net->n.c.blocks] + t * d, (size_t)d);
+        double room = margin(z, s->labels[t], distances, size * norm, LABELS);
         net->radii[i] = room < 0 ? -1 : room * unit;
         loss += cross_entropy_forward(z, s->labels + t, &right, 1, LABELS);
     }
@@ -281,7 +282,7 @@ static double under_attack(const Net *net, double radius) {
         float *x = floats((size_t)CHUNK * PIXELS);
         Rng rng = {(uint64_t)first};
         for (int i = 0; i < all; i++)
-            if (net->radii[first + i] > 0) standing[T++] = first + i;
+            if (net->radii[first + i] >= 0) standing[T++] = first + i;
         for (int again = 0; again < RESTARTS && T > 0; again++) {
             for (int t = 0; t < T; t++) load_image(net, s, t, net->first + standing[t], NULL);
             memcpy(x, s->x[0], (size_t)T * PIXELS * sizeof(float));
