@@ -1974,11 +1974,11 @@ static bool same_inode(const char *a, const char *b) {
 
 // read_file: all bytes of a file, or death with this hint.
 static unsigned char *read_file(const char *path, size_t *size, const char *hint) {
-    FILE *file = fopen(path, "rb");
     struct stat status;
-    if (!file || fstat(fileno(file), &status) != 0)
-        die(hint, "cannot open %s: %s", path, strerror(errno));
-    if (!S_ISREG(status.st_mode)) die(hint, "%s is not a regular file", path);
+    bool there = stat(path, &status) == 0; // a pipe, once opened, may wait for ever
+    if (there && !S_ISREG(status.st_mode)) die(hint, "%s is not a regular file", path);
+    FILE *file = there ? fopen(path, "rb") : NULL;
+    if (!file) die(hint, "cannot open %s: %s", path, strerror(errno));
     *size = (size_t)status.st_size;
     unsigned char *bytes = allocate(*size, 1);
     if (fread(bytes, 1, *size, file) != *size)
@@ -2002,7 +2002,7 @@ static const struct { const char *start, *name; } foreign[] = {
     {"\xc7\xd7\x34\x01", "a state of llm.c"}, {"\x28\xb5\x2f\xfd", "a zstd file"},
     {"\xc8\xd7\x34\x01", "a tokenizer of llm.c"}, {"\xfd\x37zXZ", "an xz file"},
     {"PAR1\x15", "a Parquet file"}, {"%PDF-", "a PDF"}, {"<!doctype", "an HTML page"},
-    {"<html", "an HTML page"}, {"<head", "an HTML page"}};
+    {"<html", "an HTML page"}, {"<head>", "an HTML page"}};
 
 // refuse_foreign: the bytes of a file, behind which stands a 0, are text or a shard, or death.
 static void refuse_foreign(const char *path, const char *bytes, size_t size) {
@@ -2020,7 +2020,8 @@ enum { HEADER = 1024 }; // bytes of a shard before its tokens: magic, version, h
 
 static bool is_shard(const char *path) {
     int32_t header[3];
-    FILE *file = fopen(path, "rb");
+    struct stat status;
+    FILE *file = stat(path, &status) == 0 && S_ISREG(status.st_mode) ? fopen(path, "rb") : NULL;
     bool read = file && fread(header, sizeof header, 1, file) == 1;
     if (file) fclose(file);
     return read && header[0] == SHARD_MAGIC;
@@ -2130,7 +2131,7 @@ enum { TRAIN = 1, EVAL = 2, CERTIFY = 4, SAMPLE = 8, // the commands that take i
        SAVED = 16,    // goes into the checkpoint
        AGAIN = 32,    // may be given when a run is resumed
        BUDGETED = 64, // a cap that --lipschitz may choose: see new_settings
-       LATER = 128,   // may be missing in a checkpoint: then it has the paper preset's value
+       LATER = 128,   // may be missing in a checkpoint, which then has what checkpoint_load says
        FORMER = 256,  // stands in older checkpoints only: the earlier name of a setting
        KEPT = TRAIN | SAVED };
 
@@ -2859,8 +2860,9 @@ static void write_sample(FILE *file, const Run *r, const Config *settings) {
     free(window), free(lines);
 }
 
-// open_log: a new log with its header, or that of a resumed run up to its step. The columns say
-// whether it is the full split that reports validate, or a part.
+// open_log: a new log with its header, or that of a resumed run up to its step. Later lines are of
+// another run, or of one that went further: that log is kept. The columns say whether it is the
+// full split that reports validate, or a part.
 static FILE *open_log(Run *r) {
     const Config *c = &r->m->config;
     char line[1024];
@@ -2873,12 +2875,14 @@ static FILE *open_log(Run *r) {
     const char *split = r->part ? "part" : "full";
     fprintf(log, "step\ttokens\ttrain_loss\t%s_loss\t%s_accuracy\tcertificate\tpaper_bound\t"
             "largest_activation\tlargest_norm_over_cap\tlr\tseconds\n", split, split);
-    while (old && fgets(line, sizeof line, old))
-        if (isdigit((unsigned char)*line) && strchr(line, '\n') && atoi(line) <= r->first) {
-            fputs(line, log);
-            r->logged = atoi(line);
-        }
+    bool later = false;
+    while (old && fgets(line, sizeof line, old)) {
+        if (!isdigit((unsigned char)*line) || !strchr(line, '\n')) continue;
+        if (atoi(line) > r->first) later = true;
+        else fputs(line, log), r->logged = atoi(line);
+    }
     if (old) fclose(old);
+    if (later) keep_old(c->log);
     finish_file(log, c->log);
     return log;
 }

@@ -1978,6 +1978,10 @@ static void test_data(void) {
     put("short", "abcabcabcabcabcab", 17), put("one", "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx", 35);
     gives(1, "none", line, "none");
     gives(1, "not a regular file", line, "directory");
+    if (mkfifo("pipe", 0666) == 0) { // which nobody will ever write to
+        gives(1, "pipe is not a regular file", line, "pipe");
+        gives(1, "pipe is not a regular file", "eval --model pipe");
+    }
     gives(1, "empty has 0 tokens", line, "empty");
     gives(1, "17 tokens", line, "short");
     gives(1, "distinct byte", line, "one");
@@ -3231,6 +3235,7 @@ static void test_foreign(void) {
         {MAGIC("abcdefgh{or not"), "vocabulary"},
         {MAGIC("PKzip < html, PAR1S, %PDF"), "vocabulary"},
         {MAGIC("\x88\xd8\x34 20240520"), "vocabulary"},
+        {MAGIC("<header> of a play"), "vocabulary"},
     };
     char bytes[4000];
     for (size_t i = 0; i < LENGTH(files) + LENGTH(texts); i++) {
@@ -3299,6 +3304,16 @@ static void test_kept_files(void) {
     gives(0, "", "train --resume old/b --log old/l"); // what goes on is no other run
     expect(!strstr(errors, "kept"));
     gives(0, "kept as old/a.old5", "train --resume old/b --log old/l --out old/a");
+    // a log of another run, or of this one when it went further
+    gives(0, "", ONCE_MORE "--data text --steps 4 --stop 1 --eval-every 1 --out old/c");
+    copy("old/l", "l.first"), copy("old/c", "old/d");
+    gives(0, "", "train --resume old/c --log old/l"), expect(!strstr(errors, "old/l is"));
+    copy("old/l", "l.kept");
+    gives(0, "old/l is there already; it is kept as ", "train --resume old/d --log old/l");
+    char kept[64] = "";
+    const char *at = strstr(errors, "old/l is there already; it is kept as ");
+    expect(at && sscanf(at, "old/l is there already; it is kept as %63s", kept) == 1);
+    expect(same(kept, "l.kept") && same("old/d", "old/c"));
 }
 
 // Messages and small results.
