@@ -413,10 +413,13 @@ static Bracket spectral_norm(const float *W, int rows, int cols, float *directio
     int n_stride = (n + WIDE - 1) / WIDE * WIDE, k_stride = (k + WIDE - 1) / WIDE * WIDE;
     size_t side = (size_t)n * n_stride;
     double *a = doubles((size_t)n * k_stride), *G = doubles(side), *next = doubles(side);
+    bool zero = true;
     for (int i = 0; i < rows; i++)
-        for (int j = 0; j < cols; j++)
-            a[rows <= cols ? (size_t)i * k_stride + j : (size_t)j * k_stride + i] =
-                (double)W[(size_t)i * cols + j];
+        for (int j = 0; j < cols; j++) {
+            double w = (double)W[(size_t)i * cols + j];
+            a[rows <= cols ? (size_t)i * k_stride + j : (size_t)j * k_stride + i] = w;
+            zero = zero && w == 0;
+        }
     gram_double(G, a, n, k_stride, n_stride);
     double norm = divide_by_norm(G, side), log_norm = log(norm); // of sigma_max(a)^2, from above
     for (int step = 1; step <= GRAM_STEPS; step++) {
@@ -441,8 +444,8 @@ static Bracket spectral_norm(const float *W, int rows, int cols, float *directio
     if (direction)
         for (int i = 0; i < n; i++) direction[i] = (float)(v[i] / sqrt(largest));
     free(a), free(G), free(next);
-    if (norm == 0) return (Bracket){0, 0};
-    if (!isfinite(norm)) return (Bracket){0, INFINITY};
+    if (zero) return (Bracket){0, 0};
+    if (!(norm > 1e-140 && norm < INFINITY)) return (Bracket){0, INFINITY}; // no float is so small
     return (Bracket){sqrt(lower / largest) * (1 - error), exp(log_norm / 2) * (1 + error)};
 }
 
@@ -452,7 +455,7 @@ static Bracket spectral_norm(const float *W, int rows, int cols, float *directio
 
 // bracket_width: the most that an upper end exceeds its norm by, with room for float rounding.
 static double bracket_width(double n) {
-    return pow(max(n, 1), ldexp(1, -GRAM_STEPS - 2)) * (1 + 10 * ROUNDING);
+    return pow(n, ldexp(1, -GRAM_STEPS - 2)) * (1 + 10 * ROUNDING);
 }
 
 // From here on a weight is worked on as X = W / sqrt(O/I), (n, k) with n <= k: the wide
@@ -1748,7 +1751,7 @@ static void certify(const Model *m, Certificate *out) {
 
 static double rounded_up(double x, double parts) { return ceil(x * parts) / parts; }
 
-// show_bound: a bound from its log10, to so many digits, also when it is too large for a double;
+// show_bound: a bound from its log10, to so many digits, also when no double is as large or small;
 // rounded up, in the last digit.
 static const char *show_bound(double log10_bound, int digits) {
     static char texts[4][32];
@@ -1757,7 +1760,7 @@ static const char *show_bound(double log10_bound, int digits) {
     double bound = pow(10, min(log10_bound, 300)), last = pow(10, floor(log10_bound) + 1 - digits);
     snprintf(text, sizeof texts[0], "%.*g", digits, bound);
     if (strtod(text, NULL) < bound) snprintf(text, sizeof texts[0], "%.*g", digits, bound + last);
-    if (!(log10_bound < 300))
+    if (!(fabs(log10_bound) < 300) && log10_bound != -INFINITY)
         snprintf(text, sizeof texts[0], "10^%.4f", rounded_up(log10_bound, 1e4));
     return text;
 }
@@ -1803,7 +1806,7 @@ static void print_layers(const Model *m, const Certificate *k, const double *see
 // is_constrained: whether training enforces what the certificate states. If not, the numbers are a
 // measurement of these weights (still sound), not a guarantee given by the settings.
 static bool is_constrained(const Config *c) {
-    return c->cap_qk > 0 && c->cap_v > 0 && c->cap_o > 0 && c->cap_in > 0 && c->cap_out > 0 &&
+    return (c->position_only || c->cap_qk > 0) && c->cap_v > 0 && c->cap_o > 0 && c->cap_in > 0 && c->cap_out > 0 &&
            c->cap_head > 0 && c->cap_embed > 0 && (!c->bias || c->cap_bias > 0) && holds_caps(c);
 }
 
@@ -1867,8 +1870,8 @@ static void apply_budget(Config *c) {
     double low = log(0.05), high = log(1000); // factors on the preset's caps
     double goal = log10(c->lipschitz);
     if (bound_at_caps(c, exp(low)) > goal)
-        die_usage("ask for more", "--lipschitz %g is too small: the smallest possible is %.4g",
-                  c->lipschitz, 1.001 * pow(10, bound_at_caps(c, exp(low))));
+        die_usage("ask for more", "--lipschitz %g is too small: the smallest possible with its "
+                  "settings is %.4g", c->lipschitz, 1.001 * pow(10, bound_at_caps(c, exp(low))));
     for (int i = 0; i < 60; i++) {
         double middle = (low + high) / 2;
         if (bound_at_caps(c, exp(middle)) > goal) high = middle;
@@ -2333,6 +2336,7 @@ static Config new_settings(const char **value) {
                   "--constraint %s", constraint_words[c.constraint]);
     for (const Option *o = options; o < options + OPTIONS; o++)
         if (!strncmp(o->name, "cap-", 4) && (c.bias || o->offset != AT(cap_bias)) &&
+            (!c.position_only || o->offset != AT(cap_qk)) &&
             *(double *)((char *)&c + o->offset) == 0)
             die_usage("give it a positive cap, or --lipschitz 0", "--lipschitz cannot be held with "
                       "--%s 0", o->name);

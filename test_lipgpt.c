@@ -620,6 +620,12 @@ static void test_spectral_norm(void) {
         w[77] = (float)(i ? NAN : -INFINITY);
         expect(spectral_norm(w, 64, 80, NULL).upper == INFINITY);
     }
+    for (int exponent = -170; exponent < -40 && DOUBLE; exponent++) { // what no float can hold, too
+        double size = pow(10, exponent), top = exponent % 2 ? size : 4 * size; // (4, 16) of one size
+        for (int i = 0; i < 64; i++) w[i] = (float)(exponent % 2 ? i % 17 == 0 : 0.5) * (float)size;
+        Bracket norm = spectral_norm(w, 4, 16, NULL);
+        expect(norm.lower <= top * (1 + 1e-12) && top <= norm.upper);
+    }
     memset(w, 0, 512 * sizeof(float));
     Bracket zero = spectral_norm(w, 16, 32, NULL);
     expect(zero.lower == 0 && zero.upper == 0);
@@ -1811,6 +1817,7 @@ static void test_show_bound(void) {
     expect(!strcmp(show_bound(0, 6), "1") && !strcmp(show_bound(2, 9), "100"));
     expect(!strcmp(show_bound(log10(7.00000001), 6), "7.00001"));
     expect(!strcmp(show_bound(-INFINITY, 6), "0"));
+    expect(!strcmp(show_bound(-400.00001, 6), "10^-400.0000")); // it is not 0
     expect(!strcmp(show_bound(310.00001, 6), "10^310.0001"));
     expect(!strcmp(show_bound(INFINITY, 6), "10^inf"));
 }
@@ -2477,11 +2484,16 @@ static void test_defaults(void) {
     for (int i = 0; i < 2; i++) {
         char least[32] = "";
         gives(2, "smallest possible", LEAST "--preset %s --lipschitz 1e-9", preset_words[i]);
-        const char *at = strstr(errors, "possible is ");
-        expect(at && sscanf(at, "possible is %31[0-9.e+-]", least) == 1);
+        const char *at = strstr(errors, "settings is ");
+        expect(at && sscanf(at, "settings is %31[0-9.e+-]", least) == 1);
         gives(0, "certificate\t", LEAST "--preset %s --lipschitz %s", preset_words[i], least);
         at_most(printed("certificate"), strtod(least, NULL), "the smallest budget");
     }
+    // a cap of nothing holds nothing up
+    gives(0, "certificate\t", LEAST "--lipschitz 5 --cap-qk 0");
+    gives(0, "certificate\t", LEAST "--lipschitz 0 --cap-qk 0 --position-only 1");
+    expect(!strstr(output, "not constrained"));
+    gives(2, "--cap-v 0", LEAST "--lipschitz 5 --cap-v 0");
 }
 
 // column: the largest number in a column of the log, by its name; and that the log has its header,

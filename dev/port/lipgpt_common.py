@@ -414,14 +414,15 @@ def apply_budget(c):
     allowed = math.log10(c.lipschitz)
     holds = lambda log_factor: bound_at(math.exp(log_factor)) <= allowed
     if not holds(math.log(0.05)):
-        sys.exit(f"--lipschitz {c.lipschitz:g} is too small: the smallest possible is "
+        sys.exit(f"--lipschitz {c.lipschitz:g} is too small: the smallest possible with its settings is "
                  f"{1.001 * 10 ** bound_at(0.05):.4g}")
     bound_at(math.exp(bisect(math.log(0.05), math.log(1000), holds)[0]))
 
 
 def is_constrained(c):
     bias = [c.cap_bias] if c.bias else []
-    return (all([getattr(c, cap) for cap in CAPS] + [c.cap_embed] + bias)
+    there = [cap for cap in CAPS if cap != "cap_qk" or not c.position_only]
+    return (all([getattr(c, cap) for cap in there] + [c.cap_embed] + bias)
             and c.constraint not in ("hammer", "decay"))
 
 
