@@ -105,6 +105,8 @@ def read(path):
 def write(path, data):
     """Write beside the target, flush to disk, then rename over it: all or nothing."""
     temporary = f"{path}.{os.getpid()}.tmp"
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise Failure(f"{shown(path)} is not a regular file: choose another --output.")
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         try:
@@ -201,8 +203,8 @@ def shard_size(start):
     return SHARD_HEADER.size + 2 * tokens if whole else None
 
 
-def is_whole(path):
-    """Whether a file is a shard of the size that its header tells."""
+def is_shard(path):
+    """Whether a file is a shard, of the size that its header tells."""
     if not os.path.isfile(path):
         return False
     with open(path, "rb") as file:
@@ -221,13 +223,22 @@ def shard(source, folder, most):
     for other in sorted(set(glob.glob(pattern)) - set(paths)):
         raise Failure(f"{shown(other)}, from an earlier time, would be taken for a shard of this "
                       "text: remove it, or choose another --out.")
+    for other in glob.glob(os.path.join(glob.escape(folder), "*_000001.bin")):
+        if name.startswith(os.path.basename(other)[:-len("000001.bin")]):
+            raise Failure(f"the pattern of {shown(other)} and the next would take the shards of this text, "
+                          "too: remove them, or choose another --out.")
+    symbols = "".join(json.dumps(chr(b)) + "\n" for b in range(256)).encode()
+    listed = os.path.join(folder, f"{name}_tokens.txt")
+    for path in [path for path in paths + [listed] if os.path.exists(path)]:
+        if not is_shard(path) and (path != listed or read(path) != symbols):
+            raise Failure(f"{shown(path)} is there already, and is none of this program's: remove it, or "
+                          "choose another --out.")
     for i, path in enumerate(paths):
         part = data[len(data) * i // count:len(data) * (i + 1) // count]
         tokens = bytearray(2 * len(part))
         tokens[::2] = part      # uint16, little-endian
         write(path, SHARD_HEADER.pack(SHARD_MAGIC, 1, len(part)) + tokens)
-    write(os.path.join(folder, f"{name}_tokens.txt"),
-          "".join(json.dumps(chr(b)) + "\n" for b in range(256)).encode())
+    write(listed, symbols)
     say(f"wrote {len(data)} tokens to {count} shards in {shown(folder)}")
     return pattern
 
@@ -272,7 +283,7 @@ def fineweb(count, url, folder):
         os.makedirs(folder, exist_ok=True)
         for name in names:
             path = os.path.join(folder, name)
-            if is_whole(path):
+            if is_shard(path):
                 say(f"{shown(path)} is already there")
                 continue
             fetch_shard(f"{url}/{name}", path)
@@ -290,10 +301,10 @@ def vocabulary(source, path):
     try:
         ids = json.loads(read(source).decode())
         tokens = sorted(ids, key=ids.get)
-        if [ids[token] for token in tokens] != list(range(len(tokens))):
+        if not ids or [ids[token] for token in tokens] != list(range(len(tokens))):
             raise ValueError("ids are not 0, 1, 2 ...")
         text = ["".join(chr(byte_of[c]) for c in token) for token in tokens]
-    except (ValueError, AttributeError, TypeError, KeyError) as error:
+    except (ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
         raise Failure(f"{source} is no vocab.json of GPT-2: {error}.")
     write(path, "".join(json.dumps(token) + "\n" for token in text).encode())
     say(f"wrote {len(tokens)} tokens to {shown(path)}")

@@ -187,8 +187,19 @@ def run_shards():
     run("--shard empty --out data/bytes", 1, "", "empty is empty")
     run("--shard text --out data/bytes", 1, "", "text_000002.bin, from an earlier time")
     shutil.copy("text", "text_2.txt")   # the pattern of text would take its shards, too
-    run("--shard text_2.txt --out data/bytes", 0, "data/bytes/text_2_*.bin\n", "to 1 shards")
-    run("--shard text --out data/bytes --shard-tokens 2000", 1, "", "text_2_000001.bin, from an")
+    run("--shard text_2.txt --out data/bytes", 1, "", "the pattern of data/bytes/text_000001.bin")
+    run("--shard text_2.txt --out data/more", 0, "data/more/text_2_*.bin\n", "to 1 shards")
+    run("--shard text --out data/more --shard-tokens 2000", 1, "", "text_2_000001.bin, from an")
+    run("--shard text_2.txt --out data/more", 0, "data/more/text_2_*.bin\n", "to 1 shards")
+    for name in ("text_2_000001.bin", "text_2_tokens.txt"):     # the user's
+        os.makedirs("data/own", exist_ok=True)
+        shutil.copy("text", f"data/own/{name}")
+        run("--shard text_2.txt --out data/own", 1, "", f"data/own/{name} is there already")
+        check(content(f"data/own/{name}") == content("text") and len(os.listdir("data/own")) == 1, name)
+        os.remove(f"data/own/{name}")
+    os.mkfifo("data/pipe")
+    run("--input text --output data/pipe", 1, "", "data/pipe is not a regular file")
+    check(not os.path.isfile("data/pipe"), "a pipe is kept")
     shutil.copy("text", "a[1].txt")     # a pattern that finds them
     run("--shard a[1].txt --out data/odd*", 0, "data/odd[*]/a[[]1]_*.bin\n", "to 1 shards")
     check(len(glob.glob("data/odd[*]/a[[]1]_*.bin")) == 1, os.listdir("data/odd*"))
@@ -246,6 +257,10 @@ def run_shards():
     check([json.loads(line) for line in content("data/gpt2-tokens.txt").splitlines()]
           == ["!", " the", "\x02", "\xe9", "<|endoftext|>"], content("data/gpt2-tokens.txt"))
     run("--vocab text", 1, "", "text is no vocab.json of GPT-2")
+    for name, wrong in (("none.json", "{}"), ("deep.json", "[" * 100000)):
+        with open(name, "w") as file:
+            file.write(wrong)
+        run(f"--vocab {name}", 1, "", f"{name} is no vocab.json of GPT-2")
 
 
 def main():
