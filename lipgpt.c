@@ -1806,8 +1806,9 @@ static void print_layers(const Model *m, const Certificate *k, const double *see
 // is_constrained: whether training enforces what the certificate states. If not, the numbers are a
 // measurement of these weights (still sound), not a guarantee given by the settings.
 static bool is_constrained(const Config *c) {
-    return (c->position_only || c->cap_qk > 0) && c->cap_v > 0 && c->cap_o > 0 && c->cap_in > 0 && c->cap_out > 0 &&
-           c->cap_head > 0 && c->cap_embed > 0 && (!c->bias || c->cap_bias > 0) && holds_caps(c);
+    return (c->position_only || c->cap_qk > 0) && c->cap_v > 0 && c->cap_o > 0 && c->cap_in > 0 &&
+           c->cap_out > 0 && c->cap_head > 0 && c->cap_embed > 0 && (!c->bias || c->cap_bias > 0) &&
+           holds_caps(c);
 }
 
 // norm_over_cap: the largest ratio of all slices with a cap of their own, as measured.
@@ -1870,8 +1871,9 @@ static void apply_budget(Config *c) {
     double low = log(0.05), high = log(1000); // factors on the preset's caps
     double goal = log10(c->lipschitz);
     if (bound_at_caps(c, exp(low)) > goal)
-        die_usage("ask for more", "--lipschitz %g is too small: the smallest possible with its "
-                  "settings is %.4g", c->lipschitz, 1.001 * pow(10, bound_at_caps(c, exp(low))));
+        die_usage("ask for more, or take fewer --blocks", "--lipschitz %g is too small: the "
+                  "smallest possible with its settings is %.4g", c->lipschitz,
+                  1.001 * pow(10, bound_at_caps(c, exp(low))));
     for (int i = 0; i < 60; i++) {
         double middle = (low + high) / 2;
         if (bound_at_caps(c, exp(middle)) > goal) high = middle;
@@ -3101,6 +3103,13 @@ static _Noreturn void usage(const char *only, int status) {
     exit(fflush(file) != 0 ? 1 : status);
 }
 
+// all_written: the exit status, once all that was printed is written.
+static int all_written(int status) {
+    if (fflush(stdout) != 0 || ferror(stdout))
+        die("make room", "cannot write to the standard output: %s", strerror(errno));
+    return status;
+}
+
 int main(int argc, char **argv) {
     const char *value[OPTIONS] = {NULL};
     int k = 0;
@@ -3113,8 +3122,5 @@ int main(int argc, char **argv) {
         die_usage("see ./lipgpt --help", "%s is not a command: train, eval, certify or sample",
                   argv[1]);
     read_arguments(options, OPTIONS, commands[k].bit, argc - 2, argv + 2, value);
-    int status = commands[k].run(value, commands[k].bit);
-    if (fflush(stdout) != 0 || ferror(stdout))
-        die("make room", "cannot write to the standard output: %s", strerror(errno));
-    return status;
+    return all_written(commands[k].run(value, commands[k].bit));
 }

@@ -3037,6 +3037,14 @@ static void test_descriptors(void) {
     expect(same("limit/f", "limit/kept") && temporaries("limit", "f") == 0);
     status = in_shell("ulimit -f 2\n", "eval --data text --model limit/f"); // libomp needs it
     check(status == 1, "status %d", status), says("cannot write to the standard output");
+    if (searcher && exists("/dev/full")) {
+        char script[2400];
+        snprintf(script, sizeof script, "exec %s --model limit/f --search-steps 1 > /dev/full\n",
+                 searcher);
+        put("script", script, strlen(script));
+        status = execute("!sh script");
+        check(status == 1, "status %d", status), says("cannot write to the standard output");
+    }
     expect(in_shell("", "train " NET "--steps 6 --eval-every 2 --out limit/c --log limit/l "
                     "2>&- 0<&- >&-") == 0);
     column("limit/l", "lr", 2, 6);

@@ -396,11 +396,12 @@ static void to_double(const char *from, const char *to) {
 
 // of_checkpoint: the next step of a checkpoint's run on its data.
 static void of_checkpoint(const char *model, const char *path, const char *out) {
-    char copy[PATH_SIZE + 8];
+    char copy[PATH_SIZE + 32];
     Data known;
     Golden g = {.text = ""};
     File f = open_tensors(model);
-    snprintf(copy, sizeof copy, "%s.f64", out);
+    check_places((const char *const[]){model, path, out}, 2, 3);
+    snprintf(copy, sizeof copy, "%s.%ld.f64", out, (long)getpid());
     bool single = strstr(f.header, "\"F32\"") != NULL;
     free(f.header), free(f.bytes);
     if (single) to_double(model, copy);
@@ -428,6 +429,6 @@ int main(int argc, char **argv) {
     if (!value[0] || !value[1] || !value[2])
         die_usage("or nothing at all", "--model, --data and --out are all needed");
     of_checkpoint(value[0], value[1], value[2]);
-    return 0;
+    return all_written(0);
 }
 #endif

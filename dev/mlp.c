@@ -155,6 +155,7 @@ static void read_images(Net *net) {
         snprintf(path, sizeof path, i < 5 ? "%s/data_batch_%d.bin" : "%s/test_batch.bin",
                  net->n.c.data, i + 1);
         unsigned char *bytes = read_file(path, &size, FETCH), *old = net->images;
+        if (same_file(path, net->n.c.out)) die("give another --out", "%s is read, too", path);
         for (size_t j = 0; j < size; j += RECORD)
             if (bytes[j] >= LABELS || size % RECORD)
                 die(FETCH, "%s is not a batch of CIFAR-10", path);
@@ -334,6 +335,7 @@ static void to_budget(Config *c) {
     double bound = log(c->cap_in * c->cap_head) + (c->blocks - 1) * log(c->cap_out);
     bound += (c->blocks + 1) * log(bracket_width(c->width));
     double factor = exp((log(c->lipschitz) - bound) / (c->blocks + 1));
+    if (factor < 1e-6) die_usage("ask for more", "--lipschitz %g is too small", c->lipschitz);
     c->cap_in *= factor, c->cap_out *= factor, c->cap_head *= factor;
 }
 
@@ -401,10 +403,10 @@ int MLP_MAIN(int argc, char **argv) {
     for (int i = 0; i < OPTIONS; i++) {
         char name[64];
         snprintf(name, sizeof name, " %s ", options[i].name);
-        if (strstr(shared, name)) table[rows++] = options[i];
+        if (strstr(shared, name) && options[i].type != HEADING) table[rows++] = options[i];
     }
     while (command < 3 && (argc < 2 || strcmp(argv[1], commands_here[command]))) command++;
-    if (command == 3 && (argc < 2 || strcmp(argv[1], "--help")))
+    if (command == 3 && (argc < 2 || (strcmp(argv[1], "--help") && strcmp(argv[1], "-h"))))
         die_usage("give train, eval or certify, or --help", "no command");
     if (command == 3) {
         for (int i = 0; i < rows; i++) printf("    --%-15s %s\n", table[i].name, table[i].help);
@@ -421,6 +423,7 @@ int MLP_MAIN(int argc, char **argv) {
             capped = capped || table[i].use & BUDGETED;
             budget = budget || table[i].offset == AT(lipschitz);
         }
+    if (n.c.preset == PAPER_145M) die_usage("take tight or paper", "145m is no perceptron");
     if (!budget && (capped || !holds_caps(&n.c))) n.c.lipschitz = 0;
     if (n.c.lipschitz > 0 && (capped || !holds_caps(&n.c)))
         die_usage("give one or the other", "--lipschitz chooses the caps, and holds them");
@@ -433,8 +436,8 @@ int MLP_MAIN(int argc, char **argv) {
         check_places((const char *const[]){n.c.out}, 0, 1);
         net_init(&net, &rng);
         net_train(&net, &rng);
-        save_net(&net);
+        keep_old(n.c.out), save_net(&net);
     }
     show(&net, command == 2);
-    return 0;
+    return all_written(0);
 }

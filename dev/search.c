@@ -269,5 +269,5 @@ int SEARCH_MAIN(int argc, char **argv) {
         print_attack(&r, settings.windows);
     else if (*settings.data && settings.windows)
         printf("\nnote\tmore than %d symbols: predictions are left out\n", MOST_SYMBOLS);
-    return run_free(&r, 0);
+    return all_written(run_free(&r, 0));
 }

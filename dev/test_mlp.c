@@ -153,6 +153,9 @@ static void test_mlp_program(void) {
         {2, "train --data cifar --lipschitz 3 --cap 2", "--lipschitz chooses the caps"},
         {2, "train --data cifar --lipschitz 3 --constraint hammer", "--lipschitz chooses the caps"},
         {2, "train --data cifar --activation gelu", "--activation does not know \"gelu\""},
+        {2, "train --data cifar --preset 145m", "145m is no perceptron"},
+        {2, "train --data cifar --lipschitz 1e-300", "--lipschitz 1e-300 is too small"},
+        {1, "train --data cifar --out cifar/data_batch_2.bin", "cifar/data_batch_2.bin is read, too"},
         {1, "train --data cifar --holdout 200", "images are left to train on"},
         {1, "train --data nowhere", "prepare_data.py --cifar10"},
         {1, "eval --data cifar --model cifar/test_batch.bin", "is not a safetensors file"},
@@ -191,6 +194,10 @@ static void test_mlp_program(void) {
     }
     gives(0, "images\t50 held out", NETS "--holdout 50 --optimizer adamw --lr 0.001 --out c.st");
     gives(0, "not constrained", NETS "--preset paper --cap 0 --lr 0.1 --out d.st");
+    copy("c.st", "net.st");
+    gives(0, "net.st is there already; it is kept as net.st.old", NETS "--lr 0.1 --out net.st");
+    expect(same("net.st.old", "c.st") && !same("net.st", "c.st"));
+    gives(0, "layers", "!../mlp --help"), expect(!strstr(output, "null"));
     gives(0, "\nl2_radius\tcertified_accuracy\n", "!../mlp eval --data cifar --model c.st");
     for (size_t i = 0; i < LENGTH(refusals); i++)
         gives(refusals[i].status, refusals[i].reason, "!../mlp %s", refusals[i].line);
