@@ -11,6 +11,7 @@ import itertools
 import math
 import os
 import sys
+import tempfile
 import time
 from functools import partial
 from types import SimpleNamespace
@@ -184,6 +185,9 @@ def initial(c, rng, update):
     return w
 
 
+SHARD_MAGIC = (20240520).to_bytes(4, "little")
+
+
 class Text:
     """Tokens of a text (its bytes, by their place in the vocabulary) or of shards (uint16, which
     stay in their files): a list of arrays that train, and one that validates."""
@@ -199,6 +203,11 @@ class Text:
         for path in paths[:-1] if validation else ():
             if os.path.samefile(path, validation):
                 sys.exit(f"{path} trains and validates: leave it out of --data, or --val-data away")
+        for raw in self.raw:
+            if not one and raw.filename != validation and raw[:4].tobytes() != SHARD_MAGIC:
+                sys.exit(f"{raw.filename} is text, but patterns are for token shards: join texts into one")
+            if raw[8:9].tobytes() == b"{" and int.from_bytes(raw[:8].tobytes(), "little") < len(raw):
+                sys.exit(f"{raw.filename} is a safetensors file, not text")
         tokens = [self.tokens_of(raw, c) for raw in self.raw]
         for raw, own in list(zip(self.raw, tokens))[:len(paths) - bool(validation)]:
             if len(own) < 2 * (c.context + 1):
@@ -211,7 +220,7 @@ class Text:
     @staticmethod
     def tokens_of(raw, c):
         symbols = b""
-        if raw[:4].tobytes() == (20240520).to_bytes(4, "little"):
+        if raw[:4].tobytes() == SHARD_MAGIC:
             version, count = raw[4:12].view(np.int32) if len(raw) >= 1024 else (0, 0)
             if version != 1 or len(raw) != 1024 + 2 * int(count):
                 sys.exit(f"{raw.filename} announces version {version} and {count} tokens but has "
@@ -229,6 +238,8 @@ class Text:
             if not np.isin(raw, list(symbols)).all():
                 sys.exit(f"{raw.filename} has bytes that the model does not know")
             tokens, size = np.searchsorted(list(symbols), raw), len(symbols)
+            if size < 2:
+                sys.exit(f"{raw.filename} has only one distinct byte: give a text")
         if not c.vocabulary_size:
             c.vocabulary, c.vocabulary_size = symbols.hex(), size
         return tokens
@@ -426,15 +437,17 @@ def is_constrained(c):
             and c.constraint not in ("hammer", "decay"))
 
 
-def rooms(W_head, logits):
+def rooms(W_head, logits, error):
     """At every position of logits (T, V): how far the trunk's output may move, in RMS norm, before
-    the largest logit can change."""
+    the largest logit can change; what float may have added to a gap, relative to the largest logit,
+    is taken off. (lipgpt takes off more where |W_head| |x| is larger than all logits.)"""
     room = []
     for z in logits:
         i = np.argmax(z)
         reach = np.linalg.norm(W_head[i] - W_head, axis=1) * math.sqrt(W_head.shape[1])
         others = reach > 0
-        room.append(np.min((z[i] - z[others]) / reach[others], initial=np.inf))
+        gaps = np.maximum(z[i] - z[others] - error * np.abs(z).max(), 0)
+        room.append(np.min(gaps / reach[others], initial=np.inf))
     return np.array(room)
 
 
@@ -460,6 +473,8 @@ def check(Run, path, single):
     c.dtype = "float32" if single else c.dtype
     eta, table, sets = c.lr * (1 - c.step / c.steps), plan(c), sets_of(c, golden)
     norms, run = norms_of(c, sets[0]), Run(c, *sets)
+    if "batch.tokens" not in golden:
+        sys.exit(f"{path} is no golden file: make one of a checkpoint with build/golden")
     tokens, targets = (golden[f"batch.{x}"].astype(int) for x in ("tokens", "targets"))
     mine = {"batch.tokens": tokens, "batch.targets": targets}
     if c.text:      # the generator and the rule of windows
@@ -471,7 +486,7 @@ def check(Run, path, single):
         golden = rest | golden      # the others started at zero
     mine |= run.golden(tokens, targets)
     mine["loss"] = run.losses(tokens[:1], targets[:1])[0]
-    room = rooms(np.asarray(sets[0]["head.weight"], float), np.asarray(mine["logits"], float))
+    room = rooms(np.asarray(sets[0]["head.weight"], float), np.asarray(mine["logits"], float), 2e-14)
     mine["certified_radius"] = [certified_radius(c, norms, x) for x in room]
     names = "activation_bound", "certificate.log10", "paper_bound.log10"
     mine |= zip(names, bounds(c, norms))
@@ -540,10 +555,10 @@ def print_predictions(run, norms, split, count):
     for i in range(count):
         window = windows[len(windows) * i // count]
         z = np.asarray(run.logits(window[:-1]), float)
-        found.extend(np.where(np.argmax(z, 1) == window[1:], rooms(W_head, z), -1))
+        found.extend(np.where(np.argmax(z, 1) == window[1:], rooms(W_head, z, 1e-5), -1))
     print(f"\neps\tcertified_accuracy\t({count} windows)")
     for eps in (0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5):
-        reach = trunk_reach(run.c, norms, eps) if eps else 0
+        reach = trunk_reach(run.c, norms, eps) if eps else -0.5
         print(f"{eps:g}\t{np.mean(np.array(found) > reach):.4f}")
 
 
@@ -554,10 +569,10 @@ def sample(run, o):
     c, rng, symbols = run.c, Rng(o.seed or 0), bytes.fromhex(run.c.vocabulary)
     tokens = 500 if o.tokens is None else o.tokens
     temperature = 0.8 if o.temperature is None else o.temperature
-    for byte in o.prompt.encode():
+    for byte in os.fsencode(o.prompt):
         if byte not in symbols:
             sys.exit(f"byte {byte} of --prompt is not known to the model: use its text's characters")
-    window = [symbols.index(byte) for byte in o.prompt.encode()]
+    window = [symbols.index(byte) for byte in os.fsencode(o.prompt)]
     text, window = list(window), window or [max(symbols.find(b"\n"), 0)]
     for _ in range(tokens):
         window = window[-c.context:]
@@ -590,7 +605,31 @@ def new_settings(o):
     if c.lipschitz and (loose or set(CAPS) & set(given) and not alone):
         sys.exit("--lipschitz chooses the caps: give one or the other")
     c.alpha, c.rng = c.alpha or 0.5 / c.blocks, c.seed
+    if c.width % c.heads or c.width // c.heads % 2:
+        sys.exit(f"--heads {c.heads} must divide --width {c.width} into even parts")
     return c
+
+
+def take_place(out, resume, read):
+    """Make sure that a run can save there; what another run left there stays, under another name."""
+    folder, old, number = os.path.dirname(os.path.abspath(out)), out + ".old", 1
+    try:
+        os.makedirs(folder, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        sys.exit(f"cannot write {out}: {error.strerror}; choose another --out")
+    if os.path.exists(out) and not os.path.isfile(out):
+        sys.exit(f"{out} is not a regular file: choose another --out")
+    if not os.path.exists(out) or resume and os.path.samefile(out, resume):
+        return
+    for path in read:
+        if os.path.samefile(path, out):
+            sys.exit(f"{path} is read, too: choose another --out")
+    while os.path.exists(old):
+        number += 1
+        old = f"{out}.old{number}"
+    os.rename(out, old)
+    print(f"{out} is there already; it is kept as {old}", file=sys.stderr)
 
 
 def start(Run, c, rng):
@@ -631,7 +670,8 @@ def train(Run, o):
         text, rng = Text(c.data, c.val_data, c), Rng(c.seed)
         run = start(Run, c, rng)
     out = o.out or o.resume or "out/lipgpt.safetensors"
-    os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
+    if run.rank == 0:
+        take_place(out, o.resume, [raw.filename for raw in text.raw])
     c.fingerprint = text.fingerprint()
     if o.resume and known != c.fingerprint:
         sys.exit(f"{c.data} is not the text of the run: give the same --data and --val-data")
