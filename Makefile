@@ -16,6 +16,10 @@ WARNINGS := -Wall -Wextra -Wpedantic
 # On all cores, unless the command line has a -j.
 MAKEFLAGS += -j$(shell getconf _NPROCESSORS_ONLN 2> /dev/null || echo 2)
 
+ifneq ($(and $(filter clean,$(MAKECMDGOALS)),$(filter-out clean,$(MAKECMDGOALS))),)
+$(error clean comes alone: make clean && make $(filter-out clean,$(MAKECMDGOALS)))
+endif
+
 # Before anything else: a place to build in.
 ifneq ($(MAKECMDGOALS),clean)
 ifeq ($(shell mkdir -p build 2> /dev/null && test -w build && test -w . && echo yes),)
@@ -43,7 +47,7 @@ OMP := $(call try,-Xpreprocessor -fopenmp -I$(LIBOMP)/include -L$(LIBOMP)/lib -l
 endif
 SIMD := $(if $(OMP),,$(call try,-fopenmp-simd,$(PLAIN)) -Wno-unknown-pragmas)
 SANITIZE := $(call try,-fsanitize=address$(comma)undefined -fno-sanitize-recover=all,$(PLAIN))
-$(shell printf '%s\n' 'ANSWERED := $(ASKED)' 'MACHINE := $(MACHINE)' \
+$(shell printf '%s\n' 'ANSWERED := $(subst ','\'',$(ASKED))' 'MACHINE := $(MACHINE)' \
         'OMP := $(OMP)' 'SIMD := $(SIMD)' 'SANITIZE := $(SANITIZE)' > build/flags.mk)
 $(info $(CC): $(or $(MACHINE),no -march=native), $(if $(OMP),OpenMP,$(if $(NO_OMP),one thread as asked,\
   ONE THREAD ONLY: no OpenMP found; install libgomp (gcc)$(comma) libomp-dev (clang) or brew install libomp)))
