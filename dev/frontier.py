@@ -149,14 +149,18 @@ def measure(name, model, data, row):
 
 def scale_head(model, divisor, out):
     """A model with W_head and its bias divided: K falls as much, and every prediction stays."""
-    with open(model, "rb") as file:
-        size = file.read(8)
-        header, body = file.read(int.from_bytes(size, "little")), bytearray(file.read())
-    for name, tensor in json.loads(header).items():
-        if name in ("head.weight", "head.bias"):
+    try:
+        with open(model, "rb") as file:
+            size = file.read(8)
+            length = int.from_bytes(size, "little")
+            tensors = json.loads(header := file.read(min(length, 1 << 27)))
+            body = bytearray(file.read())
+        for tensor in (tensors[name] for name in ("head.weight", "head.bias") if name in tensors):
             begin, end = tensor["data_offsets"]
-            numbers = array.array("f", body[begin:end])
-            body[begin:end] = array.array("f", [x / divisor for x in numbers]).tobytes()
+            kind = {"F32": "f", "F64": "d"}[tensor["dtype"]]
+            body[begin:end] = array.array(kind, [x / divisor for x in array.array(kind, body[begin:end])]).tobytes()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        sys.exit(f"frontier: {model} is no checkpoint to scale: {error}")
     with open(out, "wb") as file:
         file.write(size + header + body)
 
@@ -201,6 +205,8 @@ def public_formula(model, backwards, scores):
     norms = {row[0]: float(row[2]) for row in rows if len(row) == 4 and row[0].endswith(".weight")}
     blocks = 1 + max(int(name.split(".")[1]) for name in norms if name.startswith("blocks"))
     alpha, bound, largest = 1 / (2 * blocks), norms["embedding.weight"], 1
+    if len([name for name in norms if name.endswith(("query.weight", "key.weight"))]) < 2 * blocks:
+        sys.exit(f"frontier: {model} has blocks without q and k, which the public code does not know")
     for block in range(blocks)[::-1 if backwards else 1]:
         query, key, value, out, up, down = (norms[f"blocks.{block}.{name}.weight"] for name in (
             "attention.query", "attention.key", "attention.value", "attention.output", "mlp.in", "mlp.out"))
@@ -293,6 +299,8 @@ def main():
         sys.exit(f"frontier: no run is called {unknown[0]}; see --list")
     if options.scale:
         model, divisor, out = options.scale
+        if not divisor.replace(".", "", 1).isdigit() or not float(divisor):
+            parser.error(f"--scale takes a DIVISOR above 0, got {divisor}")
         return scale_head(model, float(divisor), out)
     if options.measure:
         return measure(*options.measure, options.data, {})

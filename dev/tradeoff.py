@@ -216,7 +216,10 @@ def chosen(task, method, rows):
 
 
 def plot():
-    import matplotlib
+    try:
+        import matplotlib
+    except ImportError:
+        sys.exit("tradeoff: matplotlib is missing, so nothing was drawn: pip install matplotlib")
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     rows = read_rows()
@@ -297,7 +300,9 @@ def main():
     known = sorted({strength for task in CAPS for method in METHODS for strength in strengths(task, method)}, key=float)
     if set(arguments.strengths) - set(known):
         parser.error(f"strengths are {', '.join(known)}")
-    if arguments.list:
+    if arguments.list and arguments.task == "attack":
+        print("attack missing:", *(" ".join(key[1:3]) + "," for key in attack_pair(read_rows())))
+    elif arguments.list:
         for task in [arguments.task] if arguments.task in CAPS else CAPS:
             for method in arguments.methods or METHODS:
                 points, missing = state_of(task, method, read_rows(), arguments.seed, arguments.strengths)
