@@ -32,13 +32,16 @@ def log10_of(text):  # lipgpt prints 10^x where x is too large
 
 def read_log(path):
     """Column -> numbers; loss and accuracy of the whole validation split or, as logged, of a part."""
-    with open(path, newline="") as file:
+    with open(path, newline="", errors="replace") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     if not rows or not {"step", "certificate", "largest_norm_over_cap"} <= set(rows[0]) or None in rows[-1].values():
         stop(f"{path} is no log of lipgpt with at least one row")
     names = {name.replace("part_", "").replace("full_", ""): name for name in rows[0]}
-    return {name: [(log10_of if name in BOUNDS else float)(row[own]) for row in rows]
-            for name, own in names.items()}
+    try:
+        return {name: [(log10_of if name in BOUNDS else float)(row[own]) for row in rows]
+                for name, own in names.items()}
+    except (ValueError, TypeError) as error:
+        stop(f"{path} is no log of lipgpt: {error}")
 
 
 def certify(program, path):
@@ -75,6 +78,9 @@ def draw(options):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     figure, grid = plt.subplots(2, 3, figsize=(15, 8))
+    kinds = sorted(figure.canvas.get_supported_filetypes())
+    if os.path.splitext(options.out)[1][1:] not in kinds:
+        stop(f"--out {options.out} is no picture: let it end in .{', .'.join(kinds)}")
     axes = dict(zip([name for name, _ in LOGS] + [LAYERS], grid.flat))
     for path in options.files:
         if not os.path.isfile(path):

@@ -73,14 +73,19 @@ def test_pictures():
     refuses("cut.tsv is no log of lipgpt", "cut.tsv")
     refuses("frontier.tsv is no log of lipgpt", os.path.join(DEV, "frontier.tsv"))
     refuses("cannot run none", MODEL, "--lipgpt", "none")
+    refuses("latin.tsv is no log of lipgpt", "latin.tsv")
+    refuses("word.tsv is no log of lipgpt", "word.tsv")
+    for name in ("picture", "picture.xyz"):
+        refuses(f"--out {name} is no picture", "a.tsv", "--out", name)
 
 
 def main():
     with tempfile.TemporaryDirectory() as directory:
         os.chdir(directory)
         for name, text in (("a.tsv", LOG), ("b.tsv", LOG.replace("part_", "full_")), ("empty.tsv", ""),
-                           ("cut.tsv", LOG[:-9])):
-            with open(name, "w") as file:
+                           ("cut.tsv", LOG[:-9]), ("latin.tsv", LOG.replace("step", "st\xe9p")),
+                           ("word.tsv", LOG.replace("\n10\t", "\nmany\t"))):
+            with open(name, "w", encoding="latin-1") as file:
                 file.write(text)
         test_numbers()
         try:
