@@ -621,8 +621,9 @@ static void test_spectral_norm(void) {
         expect(spectral_norm(w, 64, 80, NULL).upper == INFINITY);
     }
     for (int exponent = -170; exponent < -40 && DOUBLE; exponent++) { // what no float can hold, too
-        double size = pow(10, exponent), top = exponent % 2 ? size : 4 * size; // (4, 16) of one size
-        for (int i = 0; i < 64; i++) w[i] = (float)(exponent % 2 ? i % 17 == 0 : 0.5) * (float)size;
+        double size = pow(10, exponent), top = exponent % 2 ? size : 4 * size;
+        for (int i = 0; i < 64; i++) // (4, 16), diagonal or constant
+            w[i] = (float)(exponent % 2 ? i % 17 == 0 : 0.5) * (float)size;
         Bracket norm = spectral_norm(w, 4, 16, NULL);
         expect(norm.lower <= top * (1 + 1e-12) && top <= norm.upper);
     }

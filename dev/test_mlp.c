@@ -155,7 +155,7 @@ static void test_mlp_program(void) {
         {2, "train --data cifar --activation gelu", "--activation does not know \"gelu\""},
         {2, "train --data cifar --preset 145m", "145m is no perceptron"},
         {2, "train --data cifar --lipschitz 1e-300", "--lipschitz 1e-300 is too small"},
-        {1, "train --data cifar --out cifar/data_batch_2.bin", "cifar/data_batch_2.bin is read, too"},
+        {1, "train --data cifar --out cifar/data_batch_2.bin", "data_batch_2.bin is read, too"},
         {1, "train --data cifar --holdout 200", "images are left to train on"},
         {1, "train --data nowhere", "prepare_data.py --cifar10"},
         {1, "eval --data cifar --model cifar/test_batch.bin", "is not a safetensors file"},
