@@ -252,6 +252,8 @@ def plot():
         for ax, label in zip(axes, ("validation accuracy, %", "validation loss, nats")):
             ax.set(xlabel="log10 of the sound bound" + ("; faint: of the paper's formula" if task != "cifar" else ""),
                    ylabel=label, title="CIFAR-10, perceptron" if task == "cifar" else "Shakespeare, transformer")
+        losses = sorted(float(row["loss"]) for row in rows if row["task"] == task)
+        axes[1].set_ylim(losses[0] - 0.05, min(4.2, losses[-1] + 0.05))  # above 4.2, guessing is better
     finish(figure, "tradeoff.png")
 
     figure, ax = plt.subplots(figsize=(7, 4.5))
