@@ -670,11 +670,11 @@ def train(Run, o):
         text, rng = Text(c.data, c.val_data, c), Rng(c.seed)
         run = start(Run, c, rng)
     out = o.out or o.resume or "out/lipgpt.safetensors"
-    if run.rank == 0:
-        take_place(out, o.resume, [raw.filename for raw in text.raw])
     c.fingerprint = text.fingerprint()
     if o.resume and known != c.fingerprint:
         sys.exit(f"{c.data} is not the text of the run: give the same --data and --val-data")
+    if run.rank == 0:
+        take_place(out, o.resume, [raw.filename for raw in text.raw])
     rng, seconds = Rng(c.rng), []
     end = c.steps if o.stop is None or o.stop < 0 else min(c.steps, o.stop)
     if run.rank == 0:
