@@ -110,8 +110,8 @@ build/test-float-debug.txt: build/lipgpt-debug build/search-debug build/mlp
 build/test-float.txt: PROGRAMS := ./lipgpt build/search
 build/test-float.txt: lipgpt build/search build/mlp
 # report COMMAND: what it says, and a failure if it ended by one and did not count any.
-report = @$(1) > $@ 2>&1 || tail -n 1 $@ | grep -q ', [1-9][0-9]* failed$$' || echo '$*: 0 passed, 1 failed' >> $@; \
-         printf '== %s\n%s\n' '$*' "$$(cat $@)"
+report = @$(1) > $@ 2>&1 || tail -n 1 $@ | grep -q ', [1-9][0-9]* failed$$' || \
+         echo '$*: 0 passed, 1 failed' >> $@; printf '== %s\n%s\n' '$*' "$$(cat $@)"
 $(RUNS:%=build/%.txt): build/%.txt: build/%
 	$(call report,build/$* $(PROGRAMS))
 $(SCRIPTS:%=build/%.txt): build/%.txt: lipgpt
@@ -120,7 +120,8 @@ $(SCRIPTS:%=build/%.txt): build/%.txt: lipgpt
 test: $(REPORTS)
 	@test -n "$(SANITIZE)" || echo "no sanitizers: $(CC) cannot link them; the second pass runs without"
 	@cat $^ | awk '/^[a-z_-]+: [0-9]+ passed, [0-9]+ failed$$/ { passed += $$2; failed += $$4 } \
-	     /^(float|double): [0-9]+ passed/ { runs++ } END { failed += runs != 4; printf "%d passed, %d failed\n", passed, failed; exit failed > 0 }'
+	     /^(float|double): [0-9]+ passed/ { runs++ } \
+	     END { failed += runs != 4; printf "%d passed, %d failed\n", passed, failed; exit failed > 0 }'
 
 # The ports take the same steps in the same minutes, if their packages are there.
 bench: build/bench

@@ -4,7 +4,9 @@
     python3 dev/test_tradeoff.py        make test runs it, too
 """
 import argparse
+import array
 import fcntl
+import json
 import os
 import sys
 import tempfile
@@ -124,6 +126,26 @@ def test_stops():
     check(len(ran) == 1, "its row is there", ran)
 
 
+def test_scale():
+    numbers = {"embedding.weight": [5.0, 7.0], "head.weight": [3.0, -6.0], "head.bias": [1.5]}
+    for dtype, kind in (("F32", "f"), ("F64", "d")):
+        tensors, body = {"__metadata__": {"format": "x"}}, b""
+        for name, values in numbers.items():
+            begin, body = len(body), body + array.array(kind, values).tobytes()
+            tensors[name] = {"dtype": dtype, "shape": [len(values)], "data_offsets": [begin, len(body)]}
+        header = json.dumps(tensors).encode()
+        model = os.path.join(frontier.OUT, "model")
+        with open(model, "wb") as file:
+            file.write(len(header).to_bytes(8, "little") + header + body)
+        frontier.scale_head(model, 3, model + ".scaled")
+        with open(model + ".scaled", "rb") as file:
+            scaled = file.read()
+        check(list(array.array(kind, scaled[8 + len(header):])) == [5, 7, 1, -2, 0.5], dtype, scaled)
+        check(scaled[:8 + len(header)] == len(header).to_bytes(8, "little") + header, "the header stays")
+    stops("is no checkpoint to scale", frontier.scale_head, __file__, 3, model)
+    stops("is no checkpoint to scale", frontier.scale_head, "none", 3, model)
+
+
 def main():
     with tempfile.TemporaryDirectory() as directory:
         tradeoff.TABLE, frontier.TABLE = (os.path.join(directory, name) for name in ("table.tsv", "frontier.tsv"))
@@ -132,6 +154,7 @@ def main():
         test_pair()
         test_rows()
         test_stops()
+        test_scale()
     print(f"tradeoff: {counts[True]} passed, {counts[False]} failed")
     return counts[False] != 0
 
