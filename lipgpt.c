@@ -840,7 +840,7 @@ typedef struct { // every setting of the program; section 10 gives names, defaul
     Optimizer optimizer;                                      // training
     int steps, batch, lanes, seed;
     double lr, momentum, beta2, weight_decay, mass, share_embed, share_head, share_bias;
-    double share_growth;
+    double share_growth, margin;
     Constraint constraint;
     double cap, cap_qk, cap_v, cap_o, cap_in, cap_out, cap_head, cap_embed, cap_bias;
     double spectral_decay, lipschitz;                         // the budget for K
@@ -1215,7 +1215,7 @@ static void forward_tokens(const Model *m, Workspace *s, const uint16_t *tokens,
 }
 
 // sequence_loss: summed loss of one sequence of T tokens and their targets; with a gradient g, also
-// backward, for the mean over n tokens.
+// backward, for the mean over n tokens. What is trained must be right by the margin, or pay for it.
 static double sequence_loss(const Model *m, Workspace *s, const uint16_t *tokens,
                             const uint16_t *targets, int T, float *g, double n, int *correct) {
     int V = m->config.vocabulary;
@@ -1224,6 +1224,8 @@ static double sequence_loss(const Model *m, Workspace *s, const uint16_t *tokens
     for (int first = 0; first < T; first += LOGIT_ROWS) {
         int rows = imin(LOGIT_ROWS, T - first);
         logits_forward(m, s, first, rows);
+        for (int t = 0; g && t < rows; t++)
+            s->logits[(size_t)t * V + targets[first + t]] -= (float)m->config.margin;
         loss += cross_entropy_forward(s->logits, targets + first, correct, rows, V);
         if (!g) continue;
         cross_entropy_backward(s->logits, targets + first, n, rows, V);
@@ -2209,6 +2211,8 @@ static const Option options[] = {
     NUM("momentum", momentum, 0, 0.999999, KEPT, "of Muon; AdamW's beta1"),
     NUM("beta2", beta2, 0, 0.999999, KEPT, "AdamW's, of squared gradients"),
     NUM("weight-decay", weight_decay, 0, 1e3, KEPT, "times u; AdamW: times the learning rate"),
+    NUM("margin", margin, 0, 1e6, KEPT | LATER,
+        "off the right logit in training: certifies more, with a larger loss (ours)"),
     GROUP("caps"),
     WORD("constraint", constraint, "soft|hard|normalize|stiefel|hammer|decay (the last hold none)"),
     NUM("cap", cap, 0, 1e6, TRAIN | BUDGETED, "of all matrices: RMS->RMS norm; 0 = none"),

@@ -226,6 +226,7 @@ static Config tiny(int variant) {
     Config c = small(variant == TIGHT ? TIGHT : PAPER, D, H, 2, 11);
     c.mlp_ratio = 2;
     if (variant == BIASED) c.activation = MAXMIN, c.bias = 1, c.softmax_scale = 2, c.alpha = 0.3;
+    if (variant == BIASED) c.margin = 0.75;
     if (variant == SUM) c.residual = PLAIN, c.position_bias = 1;
     if (variant == CONCATENATED) c.residual = CONCAT, c.per_head = c.bias = 1, c.value_ratio = 2;
     if (variant == POSITIONAL) {
@@ -408,14 +409,18 @@ static void test_layer_gradients(void) {
     check_gradient(entropy_loss, X, dX, T * O, layer_limit, "cross entropy: dlogits");
 }
 
-static double sequence_mean(void) {
+static double sequence_mean(void) { // of a margin only a loss with its gradient knows
     int correct = 0;
-    return sequence_loss(the.m, the.s, ids, ids + 1, T, NULL, T, &correct) / T;
+    float *unread = the.m->config.margin > 0 ? calloc(the.m->size, sizeof *unread) : NULL;
+    double loss = sequence_loss(the.m, the.s, ids, ids + 1, T, unread, T, &correct);
+    return free(unread), loss / T;
 }
 
 static double loss_from_x(void) {
     int correct = 0;
     run(the.m, the.s, X, T);
+    for (int t = 0; t < T; t++)
+        the.s->logits[t * the.m->config.vocabulary + ids[t + 1]] -= (float)the.m->config.margin;
     return cross_entropy_forward(the.s->logits, ids + 1, &correct, T, the.m->config.vocabulary) / T;
 }
 
@@ -2687,7 +2692,7 @@ static void test_options(void) {
         "--attention-factor 0.5 --softmax-scale 2 --activation gelu --position-bias 1 --bias 1 "
         "--per-head 1 --lr 0.125 --momentum 0.75 --optimizer adamw --beta2 0.5 --constraint hard "
         "--spectral-decay 0.125 --mass 16 --weight-decay 0.0625 --share-embed 2 --share-head 3 "
-        "--share-bias 0.5 --share-growth 8 --cap-qk 0.5 --cap-v 0.75 --cap-o 1.25 --cap-in 1.5 "
+        "--share-bias 0.5 --share-growth 8 --margin 0.5 --cap-qk 0.5 --cap-v 0.75 --cap-o 1.25 --cap-in 1.5 "
         "--cap-out 1.75 --cap-head 2.5 --cap-embed 0.875 --cap-bias 0.375 --lipschitz 0 --lanes 2 "
         "--seed 11 --eval-every 2 --eval-windows 5 --sample-every 3 --tokens 7 --temperature 0.5 "
         "--cap 3 --out o.st --log o.log --stop -1 ";

@@ -26,7 +26,7 @@ static const char golden_text[] = "the heron rests at the lone shore\n"
                                   "ten nets lean on the north stern\n"
                                   "one hare ran to the lost tent\n"
                                   "a loon on a rental sea sees no one\n";
-enum { GOLDEN_STEPS = 6, GOLDEN_FILES = 3, GOLDEN_ARGUMENTS = 36 };
+enum { GOLDEN_STEPS = 6, GOLDEN_FILES = 3, GOLDEN_ARGUMENTS = 38 };
 static const char *const golden_paths[] = {"dev/golden/tight.safetensors",
                                            "dev/golden/paper.safetensors",
                                            "dev/golden/concat.safetensors"};
@@ -37,7 +37,8 @@ static char *const golden_arguments[][GOLDEN_ARGUMENTS - GOLDEN_SIZES] = {
     {"--preset", "tight", "--seed", "1", "--softmax-scale", "2", "--share-bias", "0.5"},
     {"--preset", "paper", "--seed", "2", "--weight-decay", "0.1"},
     {"--residual", "concat", "--value-ratio", "2", "--attention-blocks", "1", "--position-only",
-     "1", "--lipschitz", "5", "--seed", "3", "--attention-factor", "0.75", "--share-bias", "0.5"}};
+     "1", "--lipschitz", "5", "--seed", "3", "--attention-factor", "0.75", "--share-bias", "0.5",
+     "--margin", "0.5"}};
 
 typedef struct {
     Model *m;

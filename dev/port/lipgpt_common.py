@@ -33,7 +33,7 @@ PAPER = dict(
     cap_o=1.2, cap_in=1.2, cap_out=1.2, cap_head=1.2, cap_embed=1.0, cap_bias=0.25,
     spectral_decay=0.01, alpha=0.0, residual="convex", attention_factor=1 / 3, softmax_scale=1.0,
     value_ratio=1, attention_blocks=0, position_only=0, per_head=0, mass=32.0, share_growth=0.0,
-    share_embed=1.0, share_head=1.0, share_bias=0.1, lanes=8)
+    share_embed=1.0, share_head=1.0, share_bias=0.1, margin=0.0, lanes=8)
 TIGHT = PAPER | dict(
     preset="tight", lipschitz=100.0, batch=16, eval_every=200, activation="maxmin", lr=0.1,
     residual="concat", blocks=2, attention_blocks=1, heads=8, value_ratio=2, mlp_ratio=8,
@@ -44,7 +44,7 @@ LARGE = PAPER | dict(           # for internet text: see preset_config
     constraint="normalize", share_head=8.0, cap_qk=1.0, cap_v=1.0, cap_o=1.0, cap_in=1.0,
     cap_out=1.0, cap_head=8.0)
 LATER = {"val-data": "", "residual": "convex", "share-growth": "0", "value-ratio": "1",
-         "attention-blocks": "0", "position-only": "0"}       # what older files do not say
+         "attention-blocks": "0", "position-only": "0", "margin": "0"} # what older files do not say
 SCALED = "cap_head", "cap_qk", "cap_in", "cap_out"      # by a budget; the first alone with concat
 CAPS = SCALED + ("cap_v", "cap_o")                      # what --cap sets, and a budget excludes
 PREFIXES = "", "momentum.", "second."        # of the tensors in a checkpoint

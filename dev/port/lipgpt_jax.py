@@ -93,15 +93,16 @@ def forward(c, w, tokens):
     return logits.reshape(*tokens.shape, -1), seen | {"last": x, "logits": logits}
 
 
-def losses(c, w, tokens, targets):
-    """-log p of every target (B, T), and whether its logit is the largest."""
+def losses(c, w, tokens, targets, margin=0):
+    """-log p of every target (B, T), its logit less the margin, and whether that is the largest."""
     logits, _ = forward(c, w, tokens)
+    logits -= margin * jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype)
     right = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
     return jax.nn.logsumexp(logits, -1) - right, jnp.argmax(logits, -1) == targets
 
 
 def mean_loss(c, w, tokens, targets):
-    return jnp.mean(losses(c, w, tokens, targets)[0])
+    return jnp.mean(losses(c, w, tokens, targets, c.margin)[0])
 
 
 # ------------------------------------------------------------------------------------------------

@@ -296,11 +296,13 @@ class Run:
     def to_tokens(self, tokens):
         return torch.as_tensor(np.asarray(tokens), dtype=torch.long, device=self.device)
 
-    def token_losses(self, tokens, targets):
-        """-log p of every target (B, T), and the logits (B, T, V)."""
+    def token_losses(self, tokens, targets, margin=0):
+        """-log p of every target (B, T), its logit less the margin, and the logits (B, T, V)."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.given.bf16):
             logits, _ = self.network(tokens)
         logits = logits.to(self.dtype)
+        if margin:
+            logits = logits - margin * F.one_hot(targets, logits.shape[-1])
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
         return loss.view_as(targets), logits
 
@@ -320,7 +322,7 @@ class Run:
         total = torch.zeros((), dtype=self.dtype, device=self.device)
         self.optimizer.zero_grad(set_to_none=False)
         for part in parts:
-            loss = self.token_losses(*part)[0].sum() / tokens.size
+            loss = self.token_losses(*part, self.c.margin)[0].sum() / tokens.size
             loss.backward()
             total += loss.detach()
         if self.world > 1:          # one message: all gradients and the loss
