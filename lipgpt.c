@@ -1215,7 +1215,7 @@ static void forward_tokens(const Model *m, Workspace *s, const uint16_t *tokens,
 }
 
 // sequence_loss: summed loss of one sequence of T tokens and their targets; with a gradient g, also
-// backward, for the mean over n tokens. What is trained must be right by the margin, or pay for it.
+// backward, for the mean over n tokens, and the loss has --margin in it: to be right is not enough.
 static double sequence_loss(const Model *m, Workspace *s, const uint16_t *tokens,
                             const uint16_t *targets, int T, float *g, double n, int *correct) {
     int V = m->config.vocabulary;

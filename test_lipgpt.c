@@ -2692,10 +2692,10 @@ static void test_options(void) {
         "--attention-factor 0.5 --softmax-scale 2 --activation gelu --position-bias 1 --bias 1 "
         "--per-head 1 --lr 0.125 --momentum 0.75 --optimizer adamw --beta2 0.5 --constraint hard "
         "--spectral-decay 0.125 --mass 16 --weight-decay 0.0625 --share-embed 2 --share-head 3 "
-        "--share-bias 0.5 --share-growth 8 --margin 0.5 --cap-qk 0.5 --cap-v 0.75 --cap-o 1.25 --cap-in 1.5 "
-        "--cap-out 1.75 --cap-head 2.5 --cap-embed 0.875 --cap-bias 0.375 --lipschitz 0 --lanes 2 "
-        "--seed 11 --eval-every 2 --eval-windows 5 --sample-every 3 --tokens 7 --temperature 0.5 "
-        "--cap 3 --out o.st --log o.log --stop -1 ";
+        "--share-bias 0.5 --share-growth 8 --margin 0.5 --cap-qk 0.5 --cap-v 0.75 --cap-o 1.25 "
+        "--cap-in 1.5 --cap-out 1.75 --cap-head 2.5 --cap-embed 0.875 --cap-bias 0.375 "
+        "--lipschitz 0 --lanes 2 --seed 11 --eval-every 2 --eval-windows 5 --sample-every 3 "
+        "--tokens 7 --temperature 0.5 --cap 3 --out o.st --log o.log --stop -1 ";
     char option[80], value[64];
     gives(0, "o.st", "%s", line);
     gives(0, "", "train --help");

@@ -69,7 +69,7 @@ def planned():
     for budget in ("2", "10"):
         runs[f"wider-{budget}"] = ["--preset", "tight", "--lipschitz", budget, "--mlp-ratio", "16",
                                    "--value-ratio", "4", "--share-embed", "8000"] + SHORT
-    for margin in "14":
+    for margin in ("1", "4"):
         runs[f"margin-2-{margin}"] = ["--preset", "tight", "--lipschitz", "2", "--margin", margin] + SHORT
     for rate in (6, 10):
         runs[f"headline-{rate}"] = HEADLINE + ["--cap", "1.2", "--lr", str(rate)] + LONG

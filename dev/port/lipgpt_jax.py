@@ -96,7 +96,8 @@ def forward(c, w, tokens):
 def losses(c, w, tokens, targets, margin=0):
     """-log p of every target (B, T), its logit less the margin, and whether that is the largest."""
     logits, _ = forward(c, w, tokens)
-    logits -= margin * jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype)
+    if margin:
+        logits -= margin * jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype)
     right = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
     return jax.nn.logsumexp(logits, -1) - right, jnp.argmax(logits, -1) == targets
 
