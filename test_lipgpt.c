@@ -444,6 +444,23 @@ static void test_model_gradients(void) {
     }
 }
 
+// A margin makes what is trained on harder, and leaves what is reported as it is.
+static void test_margin(void) {
+    Config c = tiny(BIASED);
+    the = random_lab(&c, 29);
+    float *g = take(the.m->size, sizeof *g);
+    double losses[2][2]; // by margin, by whether there is a gradient
+    for (int i = 0; i < 4; i++) {
+        int correct = 0;
+        the.m->config.margin = i / 2 * 0.75;
+        losses[i / 2][i % 2] =
+            sequence_loss(the.m, the.s, ids, ids + 1, T, i % 2 ? g : NULL, T, &correct);
+    }
+    double harder = losses[1][1] - losses[0][1];
+    expect(losses[0][0] == losses[0][1] && losses[0][0] == losses[1][0]);
+    expect(harder > 0 && harder < 0.75 * T);
+}
+
 // Head and loss go by parts of a long window: the same bits as in one go.
 static void test_head_by_parts(void) {
     enum { LONG = 2 * LOGIT_ROWS + 88, SYMBOLS = 131 };
@@ -3532,8 +3549,8 @@ static void write_seeds(const char *directory) {
 int main(int argc, char **argv) {
     #define TEST(name) {#name, test_##name}
     static const struct { const char *name; void (*run)(void); } tests[] = {
-        TEST(layer_gradients), TEST(model_gradients), TEST(head_by_parts), TEST(rng), TEST(matmul),
-        TEST(exp), TEST(spectral_norm), TEST(orthogonalize), TEST(gelu), TEST(maxmin),
+        TEST(layer_gradients), TEST(model_gradients), TEST(margin), TEST(head_by_parts), TEST(rng),
+        TEST(matmul), TEST(exp), TEST(spectral_norm), TEST(orthogonalize), TEST(gelu), TEST(maxmin),
         TEST(softmax), TEST(draw), TEST(attention), TEST(causality), TEST(presets), TEST(init),
         TEST(optimizer_step),
         TEST(caps_of_kinds), TEST(share_growth), TEST(adamw), TEST(overfit), TEST(coupling),
